@@ -32,6 +32,10 @@ struct WaitStatus {
 };
 using WaitCallback = std::function<void(const WaitStatus&)>;
 
+// Writes `bytes` bytes, found at byte `position` of some host source, to `dst`. May block; may be
+// called from several threads at once.
+using HostSource = std::function<WaitStatus(void* dst, size_t position, size_t bytes)>;
+
 struct DeviceInfo {
   const char* kind;  // "cpu" or "cuda"
   int32_t index;
@@ -61,6 +65,9 @@ class Backend {
  public:
   virtual ~Backend() = default;  // drains the queue
 
+  // The environment is going: work that has not begun may be dropped and its waits never answered.
+  virtual void abandon() {}
+
   virtual DeviceInfo info() const = 0;
   virtual MemoryInfo memory() const = 0;
 
@@ -74,6 +81,10 @@ class Backend {
   // Copies `elements` host values of type `from` to the device as type `to` (round to nearest
   // even). `src` may be reused as soon as the call returns.
   virtual void upload(void* dst, DType to, const void* src, DType from, size_t elements) = 0;
+  // As upload(), but fetches the host values from `source` on the backend's own threads, then calls
+  // `done` once with how that went. Operations enqueued after load() see what was loaded.
+  virtual void load(void* dst, DType to, HostSource source, DType from, size_t elements,
+                    WaitCallback done) = 0;
   virtual void copy(void* dst, const void* src, size_t bytes) = 0;
   virtual void fill(void* dst, uint8_t value, size_t bytes) = 0;
   // Converts on the device: dst[i] = (to) src[i], float dtypes only.

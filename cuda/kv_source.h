@@ -64,6 +64,32 @@ GQA_HOST_DEVICE Sequence read_sequence(const BatchView& batch, const KvView& kv,
   return s;
 }
 
+// The sequence that packed query row `row` can belong to, or -1. Offsets are not trusted: the caller
+// still asks read_sequence() whether the row lies in it.
+GQA_HOST_DEVICE int32_t sequence_of_row(const BatchView& batch, int32_t row) {
+  if (batch.cu_seqlens_q == nullptr) {
+    const int32_t b = batch.uniform_q_len > 0 ? row / batch.uniform_q_len : batch.batch_size;
+    return b < batch.batch_size ? b : -1;
+  }
+  int32_t first = 0;  // the last sequence that starts at or before row: empty ones come before it
+  int32_t end = batch.batch_size;
+  while (end - first > 1) {
+    const int32_t middle = first + (end - first) / 2;
+    if (batch.cu_seqlens_q[middle] <= row) {
+      first = middle;
+    } else {
+      end = middle;
+    }
+  }
+  return batch.batch_size > 0 ? first : -1;
+}
+
+// Where one key lies: element offsets as k_offset() and v_offset() give them.
+struct KeyRow {
+  int64_t k;
+  int64_t v;
+};
+
 // Finds key rows of one sequence and one KV head. Offsets count elements from kv.k (keys) and,
 // dense, from kv.v (values).
 struct KvSource {
@@ -127,6 +153,13 @@ struct KvSource {
     if (page < 0) return -1;
     return page * stride_page + head_offset +
            static_cast<int64_t>(key & page_mask) * k_stride_token;
+  }
+
+  // Both rows of a key behind one page lookup; k < 0 where the page id is invalid.
+  GQA_HOST_DEVICE KeyRow row(int32_t key) const {
+    if (!paged()) return {k_base + key * k_stride_token, v_base + key * v_stride_token};
+    const int64_t k = k_offset(key);
+    return {k, k + v_in_page};
   }
 
   // Element offset of the value row: from kv.v (dense) or from kv.k (paged).

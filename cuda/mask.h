@@ -23,10 +23,13 @@ struct KeyRange {
   int32_t lo;
   int32_t hi;
 
+  // No short circuit: kernels evaluate this for whole tiles, where a branch costs more than a comparison.
   GQA_HOST_DEVICE bool contains(int32_t key) const {
-    return key < sink_end || (key >= lo && key < hi);
+    return (static_cast<uint32_t>(key - lo) < static_cast<uint32_t>(hi - lo)) | (key < sink_end);
   }
   GQA_HOST_DEVICE int32_t count() const { return sink_end + (hi - lo); }
+  // The i-th visible key, 0 <= i < count().
+  GQA_HOST_DEVICE int32_t key(int32_t i) const { return i < sink_end ? i : lo + (i - sink_end); }
 };
 
 struct Mask {

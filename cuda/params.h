@@ -3,17 +3,14 @@
 //
 //   page   a unit of cache memory           tile   a unit of compute
 //   block  a CUDA thread block              split  a part of kv_len worked on by one block
-//   group  the query heads that share one KV head: group_size = num_q_heads / num_kv_heads, any
-//   integer >= 1
+//   group  the query heads that share one KV head; group_size = num_q_heads / num_kv_heads >= 1
 //
 //   1. Query row i of a sequence sits at position kv_len - q_len + i. kv_len counts this step's
-//   tokens.
+//      tokens.
 //   2. `window` is how many keys a query sees, its own position included; 0 means no limit.
-//   (FlashAttention's
-//      and FlashInfer's window_left is window - 1.)
+//      (FlashAttention's and FlashInfer's window_left is window - 1.)
 //   3. `lse` is the natural-log log-sum-exp, float32, sink logit included. A row that sees no key
-//   has o = 0 and
-//      lse = -inf (with a sink logit: lse = the sink logit).
+//      has o = 0 and lse = -inf (with a sink logit: lse = the sink logit).
 //   4. Order: scale, soft cap, mask, softmax. A sink logit is neither scaled nor capped.
 //   5. Strides count elements and are named by axis. head_dim is always contiguous.
 //   6. One cache layout: a page is [2 (k, v), num_kv_heads, page_size, head_dim], contiguous.
@@ -65,21 +62,19 @@ struct BatchView {
 
 // Where K and V live: packed rows, or pages reached through a table.
 struct KvView {
-  const void* k;  // dense: [total_kv, num_kv_heads, head_dim]; paged: [num_pages, 2, num_kv_heads,
-                  // page_size, head_dim]
-  const void* v;  // dense: as k; paged: null (v lies behind k in each page)
-  int64_t k_stride_token;  // dense only
-  int64_t v_stride_token;  // dense only
-  int64_t stride_page;     // paged only: elements from one page to the next, >= 2 * num_kv_heads *
-                           // page_size * head_dim
-  int32_t total_kv;        // dense only: packed key rows in all
-  int32_t page_size;       // paged only: a power of two, 1 .. 1024
-  int32_t num_pages;       // paged only
-  int32_t max_pages;       // paged only: entries in one row of page_table
-  int32_t table_rows;      // paged only: rows of page_table
+  const void* k;              // dense: [total_kv, num_kv_heads, head_dim]
+                              // paged: [num_pages, 2, num_kv_heads, page_size, head_dim]
+  const void* v;              // dense: as k; paged: null (v lies behind k in each page)
+  int64_t k_stride_token;     // dense only
+  int64_t v_stride_token;     // dense only
+  int64_t stride_page;        // paged only: elements from one page to the next
+  int32_t total_kv;           // dense only: packed key rows in all
+  int32_t page_size;          // paged only: a power of two, 1 .. 1024
+  int32_t num_pages;          // paged only
+  int32_t max_pages;          // paged only: entries in one row of page_table
+  int32_t table_rows;         // paged only: rows of page_table
   const int32_t* page_table;  // [table_rows, max_pages], or null: dense
-  const int32_t*
-      table_row;  // [batch_size] the table row of each sequence, or null: row b is sequence b's
+  const int32_t* table_row;   // [batch_size] each sequence's table row, or null: row b for b
 };
 
 struct AttentionParams {
@@ -103,7 +98,7 @@ struct AttentionParams {
   int32_t prefix_len;   // the first n positions see each other both ways; 0: off
   int32_t fixed_split;  // tokens per split, or 0: chosen for speed. Non-zero makes a sequence's
                         // bits independent of the rest of the batch.
-  int32_t* fault;  // one word, never null
+  int32_t* fault;       // one word, never null
 };
 
 // Rotation angles. A position's angle is position * inv_freq[i], computed in float64 and rounded

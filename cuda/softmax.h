@@ -60,7 +60,7 @@ struct SoftmaxState {
 
   GQA_HOST_DEVICE float inverse_sum() const { return sum > 0.0f ? 1.0f / sum : 0.0f; }
   GQA_HOST_DEVICE float lse() const {
-    return sum > 0.0f ? (max + log2f(sum)) * kLn2 : minus_infinity();
+    return sum == 0.0f ? minus_infinity() : (max + log2f(sum)) * kLn2;  // NaN stays NaN
   }
 
   // The state of a finished part, given its lse: a normalised output counts as sum 1.

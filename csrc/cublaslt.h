@@ -1,0 +1,43 @@
+// cuBLASLt, found at run time: neither its headers nor its library are needed to build or to load.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <memory>
+#include <string>
+
+#include "../cuda/nn_params.h"
+
+namespace flash_gqa {
+
+class CublasLt {
+ public:
+  // Null where no libcublasLt.so.13 or .so.12 can be used.
+  static std::unique_ptr<CublasLt> open();
+  ~CublasLt();
+
+  CublasLt(const CublasLt&) = delete;
+  CublasLt& operator=(const CublasLt&) = delete;
+
+  const std::string& version() const { return version_; }  // "13.1"
+
+  // Enqueues the product. false: cuBLASLt has nothing for it, and nothing was enqueued.
+  bool linear(const LinearParams& params, cudaStream_t stream);
+
+ private:
+  struct Api;
+  struct Key;
+  struct Plan;
+
+  CublasLt();
+  const Plan* plan(const LinearParams& params);
+
+  std::unique_ptr<Api> api_;
+  void* handle_ = nullptr;
+  void* workspace_ = nullptr;  // used in stream order by all products
+  std::map<Key, Plan> plans_;
+  std::string version_;
+};
+
+}  // namespace flash_gqa

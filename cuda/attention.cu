@@ -1,0 +1,194 @@
+// Which kernels run, over which grid. Everything that may change while a captured graph lives is
+// left to the device: the host knows upper bounds only.
+#include "attention.h"
+#include "decode/split.h"
+#include "dispatch.h"
+#include "forward_args.h"
+
+namespace flash_gqa::cuda {
+namespace {
+
+constexpr int64_t kMaxGrid = 0x7fffffff;
+constexpr size_t kWorkspaceAlign = 256;
+
+struct Launch {
+  const Variant* variant;
+  ForwardArgs args;
+  int64_t items;
+};
+
+struct Plan {
+  Launch launches[kNumRoutes];
+  int count = 0;
+  size_t partial_o_bytes = 0;  // launches follow each other on one stream and share the memory
+  size_t partial_state_bytes = 0;
+};
+
+const Family* find_family(const AttentionParams& params) {
+  return with_dtype(params.dtype, [&](auto type) -> const Family* {
+    using Element = typename decltype(type)::type;
+    return with_head_dim(params.head_dim, [](auto head_dim) -> const Family* {
+      return &forward_family<Element, decltype(head_dim)::value>();
+    });
+  });
+}
+
+const Variant* find_variant(const Family& family, Route route, const DeviceTraits& device) {
+  const Variant& wanted = family.routes[route];
+  return wanted.smem <= device.max_smem ? &wanted : &family.routes[kShort];
+}
+
+int32_t max_q_len(const BatchView& batch) {
+  return batch.cu_seqlens_q != nullptr ? batch.max_q_len : batch.uniform_q_len;
+}
+
+// No item visits more tiles than this, unless a length on the device exceeds max_kv_len.
+int32_t max_tiles(const AttentionParams& params, const Variant& variant, int32_t group_size) {
+  const BatchView& batch = params.batch;
+  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
+  const bool prefix = params.prefix_len > 0 || params.prefix_lens != nullptr;
+  const int32_t tokens = min_i32(max_q_len(batch), variant.tile_q / group_size + 2);
+  // Inside a prefix a row sees keys on its right too: there the window is no bound.
+  const Mask mask{tokens,
+                  varies ? batch.max_kv_len : batch.uniform_kv_len,
+                  params.causal,
+                  prefix ? 0 : params.window,
+                  params.sink_tokens,
+                  0};
+  const TileRange tiles(mask.rows(0, tokens - 1), variant.tile_kv);
+  return tiles.count() + 2;  // both ends of the band may lie anywhere in a tile
+}
+
+// fixed_split divides sequences of at most kRouteMaxRows[kShort] rows into splits of a fixed length
+// and leaves longer ones whole; otherwise items are divided until the device is full.
+void choose_splits(Launch& launch, Route route, const DeviceTraits& device) {
+  ForwardArgs& args = launch.args;
+  const AttentionParams& params = args.params;
+  const Variant& variant = *launch.variant;
+  const int32_t tiles = max_tiles(params, variant, params.num_q_heads / params.num_kv_heads);
+  if (params.fixed_split > 0) {
+    args.split_tiles = route == kPrefill ? 0 : ceil_div(params.fixed_split, variant.tile_kv);
+    args.max_splits = route == kPrefill ? 1 : ceil_div(tiles, args.split_tiles);
+    return;
+  }
+  const int64_t by_smem = device.max_smem / variant.smem;
+  const int64_t per_sm = by_smem < variant.blocks_per_sm ? by_smem : variant.blocks_per_sm;
+  const int64_t fill = device.num_sms * (per_sm < 1 ? 1 : per_sm) / launch.items;
+  args.split_tiles = 0;
+  args.max_splits =
+      max_i32(1, min_i32(static_cast<int32_t>(fill), ceil_div(tiles, kMinTilesPerSplit)));
+}
+
+Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
+  Plan plan;
+  const BatchView& batch = params.batch;
+  const Family* family = find_family(params);
+  const int32_t group_size = params.num_q_heads / params.num_kv_heads;
+  const int64_t longest = static_cast<int64_t>(max_q_len(batch)) * group_size;
+  const int64_t shortest = batch.cu_seqlens_q != nullptr ? group_size : longest;
+  if (family == nullptr || batch.batch_size <= 0 || longest <= 0) return plan;
+
+  for (int route = 0; route < kNumRoutes; ++route) {
+    const int32_t min_rows = route == 0 ? 0 : kRouteMaxRows[route - 1];
+    const int32_t max_rows = kRouteMaxRows[route];
+    if (longest <= min_rows || shortest > max_rows) continue;
+
+    Launch& launch = plan.launches[plan.count++];
+    launch.variant = find_variant(*family, static_cast<Route>(route), device);
+    ForwardArgs& args = launch.args;
+    args = ForwardArgs{};
+    args.params = params;
+    args.min_rows = min_rows;
+    args.max_rows = max_rows;
+    args.tile_q = launch.variant->tile_q;
+    args.tile_kv = launch.variant->tile_kv;
+    const int32_t rows = static_cast<int32_t>(longest < max_rows ? longest : max_rows);
+    args.row_tiles = ceil_div(rows, args.tile_q);
+    args.item_rows = min_i32(rows, args.tile_q);
+    launch.items = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads * args.row_tiles;
+    choose_splits(launch, static_cast<Route>(route), device);
+    if (args.max_splits == 1) continue;
+
+    const size_t partial_rows =
+        static_cast<size_t>(launch.items) * args.max_splits * args.item_rows;
+    const size_t o_bytes = partial_rows * params.head_dim * sizeof(float);
+    const size_t state_bytes = partial_rows * sizeof(SoftmaxState);
+    if (o_bytes > plan.partial_o_bytes) plan.partial_o_bytes = o_bytes;
+    if (state_bytes > plan.partial_state_bytes) plan.partial_state_bytes = state_bytes;
+  }
+  plan.partial_o_bytes = (plan.partial_o_bytes + kWorkspaceAlign - 1) & ~(kWorkspaceAlign - 1);
+  return plan;
+}
+
+// cp.async and the stores move 16 bytes at a time.
+bool aligned(const AttentionParams& params) {
+  const int64_t chunk = 16 / static_cast<int64_t>(dtype_bytes(params.dtype));
+  const auto ok = [](const void* ptr) { return reinterpret_cast<uintptr_t>(ptr) % 16 == 0; };
+  const KvView& kv = params.kv;
+  const bool strides = kv.page_table != nullptr
+                           ? kv.stride_page % chunk == 0
+                           : kv.k_stride_token % chunk == 0 && kv.v_stride_token % chunk == 0;
+  return ok(params.q) && ok(params.o) && ok(kv.k) && ok(kv.v) && strides &&
+         params.q_stride_token % chunk == 0;
+}
+
+bool valid(const AttentionParams& params, const Plan& plan, const DeviceTraits& device) {
+  if (find_family(params) == nullptr || params.head_dim <= 0 || params.head_dim % 8 != 0 ||
+      !aligned(params))
+    return false;
+  const int64_t rows =
+      static_cast<int64_t>(max_q_len(params.batch)) * (params.num_q_heads / params.num_kv_heads);
+  if (rows >= 0x7fffffff - 128) return false;
+  for (int i = 0; i < plan.count; ++i) {
+    const Launch& launch = plan.launches[i];
+    if (launch.variant->smem > device.max_smem) return false;
+    if (launch.items * launch.args.max_splits > kMaxGrid) return false;
+    if (launch.args.max_splits > 1 && launch.items * launch.args.item_rows > kMaxGrid) return false;
+  }
+  return true;
+}
+
+bool heads_divide(const AttentionParams& params) {
+  return params.num_kv_heads > 0 && params.num_q_heads > 0 &&
+         params.num_q_heads % params.num_kv_heads == 0;
+}
+
+}  // namespace
+
+size_t attention_workspace(const AttentionParams& params, const DeviceTraits& device) {
+  if (!heads_divide(params)) return 0;
+  const Plan plan = make_plan(params, device);
+  return plan.partial_o_bytes + plan.partial_state_bytes;
+}
+
+cudaError_t attention(const AttentionParams& params, void* workspace, const DeviceTraits& device,
+                      cudaStream_t stream) {
+  if (!heads_divide(params)) return cudaErrorInvalidValue;
+  Plan plan = make_plan(params, device);
+  if (!valid(params, plan, device)) return cudaErrorInvalidValue;
+  if (plan.partial_o_bytes > 0 && workspace == nullptr) return cudaErrorInvalidValue;
+
+  auto* const partial_o = static_cast<unsigned char*>(workspace);
+  for (int i = 0; i < plan.count; ++i) {
+    Launch& launch = plan.launches[i];
+    ForwardArgs& args = launch.args;
+    args.partial_o = reinterpret_cast<float*>(partial_o);
+    args.partial_state = reinterpret_cast<SoftmaxState*>(partial_o + plan.partial_o_bytes);
+    const auto blocks = static_cast<int32_t>(launch.items * args.max_splits);
+    cudaError_t status = launch.variant->launch(args, blocks, stream);
+    if (status == cudaSuccess && args.max_splits > 1)
+      status = with_dtype(params.dtype, [&](auto type) {
+        return launch_combine<typename decltype(type)::type>(args, launch.items, stream);
+      });
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+
+const char* explain(const AttentionParams& params, const DeviceTraits& device) {
+  if (!heads_divide(params)) return "none";
+  const Plan plan = make_plan(params, device);
+  return plan.count > 0 ? plan.launches[plan.count - 1].variant->name : "none";
+}
+
+}  // namespace flash_gqa::cuda

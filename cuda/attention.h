@@ -1,0 +1,30 @@
+// Attention forward on CUDA: what the back end calls. No allocation, no waiting, no printing.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "params.h"
+
+namespace flash_gqa::cuda {
+
+// What the choice of a kernel depends on. max_smem is the opt-in shared memory per block that
+// kernels may use: the device's own, or less (so that small tiles are tested on a big card).
+struct DeviceTraits {
+  int sm;  // 10 * major + minor
+  int num_sms;
+  size_t max_smem;
+};
+
+// Bytes of scratch that attention() needs for these parameters; may be 0.
+size_t attention_workspace(const AttentionParams& params, const DeviceTraits& device);
+
+// Enqueues the kernels. cudaErrorInvalidValue: a shape, stride or alignment outside params.h.
+cudaError_t attention(const AttentionParams& params, void* workspace, const DeviceTraits& device,
+                      cudaStream_t stream);
+
+// The kernel that the longest sequences of the batch take, e.g. "sm80 mma 128x64".
+const char* explain(const AttentionParams& params, const DeviceTraits& device);
+
+}  // namespace flash_gqa::cuda

@@ -1,0 +1,130 @@
+// K and V tiles on their way from memory to shared memory: two steps ahead the key rows are looked
+// up, one step ahead their bytes start to move (cp.async), now they are used.
+//
+//   step i:   wait(tile i) · barrier · issue(tile i + stages - 1) · resolve(tile i + stages)
+//
+// The one barrier per tile closes three hazards: tile i is visible to all; the stage that issue()
+// overwrites was read in step i - 1; the looked-up rows that issue() reads were written in step
+// i - 1, and those that resolve() overwrites were read there.
+#pragma once
+
+#include "../kv_source.h"
+#include "../tile/ptx.cuh"
+#include "../tile/smem.cuh"
+#include "../work.cuh"
+
+namespace flash_gqa::cuda {
+
+template <class T>
+struct KvTiles {
+  using Tile = SwizzledTile<typename T::Element, T::kTileKv, T::kHeadDim>;
+  Tile k[T::kStages];  // [kTileKv, kHeadDim]
+  Tile v[T::kStages];  // [kTileKv, kHeadDim]
+};
+
+// Looked-up rows of the tiles to come, and which keys of each tile in flight had an invalid page.
+template <class T>
+struct KeyRows {
+  static constexpr int kWords = (T::kTileKv + 31) / 32;
+  static_assert(T::kTileKv <= 64);
+  static constexpr int kBadSlots = T::kStages + 1;
+  alignas(16) KeyRow rows[2][T::kTileKv];
+  uint32_t bad[kBadSlots][kWords];
+};
+
+template <class T>
+struct KvPipeline {
+  using Element = typename T::Element;
+  using Tile = typename KvTiles<T>::Tile;
+  static constexpr int kThreads = T::Math::kThreads;
+
+  const AttentionParams& params;
+  const Work& work;
+  KvTiles<T>& tiles;
+  KeyRows<T>& keys;
+  int32_t first_tile;
+  int32_t count;
+
+  __device__ KvPipeline(const AttentionParams& attention_params, const Work& block_work,
+                        KvTiles<T>& kv_tiles, KeyRows<T>& key_rows)
+      : params(attention_params),
+        work(block_work),
+        tiles(kv_tiles),
+        keys(key_rows),
+        first_tile(block_work.first_tile()),
+        count(block_work.tile_count()) {}
+
+  __device__ int32_t first_key(int32_t i) const { return work.tiles.key(first_tile + i); }
+  __device__ const Tile& k(int32_t i) const { return tiles.k[i % T::kStages]; }
+  __device__ const Tile& v(int32_t i) const { return tiles.v[i % T::kStages]; }
+
+  __device__ void start() {
+    resolve(0);
+    for (int32_t i = 0; i < T::kStages - 1; ++i) {
+      __syncthreads();
+      issue(i);
+      resolve(i + 1);
+    }
+  }
+
+  // Returns when tile i may be read.
+  __device__ void advance(int32_t i) {
+    ptx::cp_async_wait<T::kStages - 2>();
+    __syncthreads();
+    issue(i + T::kStages - 1);
+    resolve(i + T::kStages);
+  }
+
+  // Keys of the tile that must be masked whatever the row: bit j is its j-th key.
+  __device__ uint64_t bad_keys(int32_t i) const {
+    uint64_t bad = 0;
+#pragma unroll
+    for (int word = 0; word < KeyRows<T>::kWords; ++word)
+      bad |= static_cast<uint64_t>(keys.bad[i % KeyRows<T>::kBadSlots][word]) << (32 * word);
+    return bad;
+  }
+
+ private:
+  // One key per thread: where its rows are, or -1 where no row of the tile sees it.
+  __device__ void resolve(int32_t i) {
+    const int32_t at = threadIdx.x;
+    if (i >= count || at >= KeyRows<T>::kWords * 32) return;
+    const int32_t key = first_key(i) + at;
+    const bool visible = at < T::kTileKv && work.visible.contains(key);
+    KeyRow row{-1, -1};
+    if (visible) row = work.source.row(key);
+    if (at < T::kTileKv) keys.rows[i % 2][at] = row;
+    const uint32_t bad = __ballot_sync(0xffffffffu, visible && row.k < 0);
+    if (at % 32 == 0) keys.bad[i % KeyRows<T>::kBadSlots][at / 32] = bad;
+  }
+
+  // Rows that nothing sees, and columns beyond head_dim, arrive as zeros: a masked probability of 0
+  // times a NaN left in a page would still be NaN. A row is copied by kRowThreads neighbours.
+  __device__ void issue(int32_t i) {
+    if (i < count) {
+      constexpr int kRowThreads = Tile::kPermuted;
+      constexpr int kPassRows = kThreads / kRowThreads;
+      static_assert(T::kTileKv % kPassRows == 0 && kPassRows % 8 == 0);
+      const auto* k = static_cast<const Element*>(params.kv.k);
+      const auto* v = params.kv.page_table != nullptr ? k : static_cast<const Element*>(params.kv.v);
+      const int first_row = threadIdx.x / kRowThreads;
+      const int first_chunk = threadIdx.x % kRowThreads;
+      const uint32_t k_to = tiles.k[i % T::kStages].address(first_row, first_chunk);
+      const uint32_t v_to = tiles.v[i % T::kStages].address(first_row, first_chunk);
+#pragma unroll
+      for (int rows = 0; rows < T::kTileKv; rows += kPassRows) {
+        const KeyRow row = keys.rows[i % 2][first_row + rows];
+#pragma unroll
+        for (int chunks = 0; chunks < Tile::kChunks; chunks += kRowThreads) {
+          const int col = (first_chunk + chunks) * Tile::kChunk;
+          const bool valid = row.k >= 0 && col < params.head_dim;
+          ptx::cp_async_16(Tile::move(k_to, rows, chunks), k + (valid ? row.k + col : 0), valid);
+          ptx::cp_async_16(Tile::move(v_to, rows, chunks), v + (valid ? row.v + col : 0), valid);
+        }
+      }
+    }
+    ptx::cp_async_commit();  // also where empty, so that the wait counts tiles
+  }
+};
+
+}  // namespace flash_gqa::cuda

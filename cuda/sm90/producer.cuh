@@ -1,0 +1,93 @@
+// The producer warp of the Hopper forward kernel: draws work, and keeps the copy engine ahead of the products.
+#pragma once
+
+#include "kv_loader.cuh"
+#include "schedule.cuh"
+#include "traits.cuh"
+
+namespace flash_gqa::cuda::sm90 {
+
+// Tensor maps of one launch.
+struct TensorMaps {
+  CUtensorMap q;  // [total_q, num_q_heads, head_dim]
+  KvMaps kv;
+};
+
+// A slot of a ring and the parity of its current round.
+template <int kStages>
+struct RingIndex {
+  int slot = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void advance() {
+    if (++slot == kStages) {
+      slot = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+template <class Traits>
+__device__ __forceinline__ void produce(typename Traits::SharedStorage& shared,
+                                        const AttentionParams& params, const TensorMaps& maps,
+                                        const Schedule& schedule) {
+  const int lane = threadIdx.x % 32;
+  RingIndex<Traits::kQStages> q;
+  RingIndex<Traits::kKStages> k;
+  RingIndex<Traits::kVStages> v;
+  for (;;) {
+    int32_t index = 0;
+    if (lane == 0) index = atomicAdd(&schedule.counters[0], 1);
+    index = __shfl_sync(0xffffffff, index, 0);
+    const bool done = index >= schedule.total_tiles;
+    WorkTile work{};
+    if (!done) {
+      work = decode_work(params, schedule, index);
+      if (work.tokens <= 0) continue;
+    }
+
+    barrier_wait(shared.q_empty[q.slot], q.parity ^ 1);
+    if (lane == 0) {
+      shared.work[q.slot] = done ? -1 : index;
+      if (done) {
+        barrier_arrive(shared.q_full[q.slot]);
+      } else {
+        const int rows = schedule.tokens_per_tile * schedule.group_size;
+        barrier_arrive_expect(shared.q_full[q.slot], Traits::kHalves * rows * 128);
+        for (int half = 0; half < Traits::kHalves; ++half) {
+          tma_load_3d(&shared.q[q.slot].data[half][0][0], maps.q, shared.q_full[q.slot], half * 64,
+                      work.kv_head * schedule.group_size, work.sequence.q_start + work.first_token);
+        }
+      }
+    }
+    __syncwarp();
+    if (done) break;
+    q.advance();
+
+    const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
+                          params.head_dim, params.fault);
+    const TileRange tiles(work.keys, Traits::kTileKv);
+    const KvLoader<typename Traits::KvTile> loader{source,           work.keys,
+                                                   work.sequence.kv_start, work.kv_head,
+                                                   schedule.box_keys, Traits::kTileKv};
+    for (int32_t i = tiles.count() - 1; i >= 0; --i) {
+      barrier_wait(shared.k_empty[k.slot], k.parity ^ 1);
+      if (lane == 0) barrier_arrive_expect(shared.k_full[k.slot], Traits::KvTile::kBytes);
+      __syncwarp();
+      loader.load(shared.k[k.slot], maps.kv.k, shared.k_full[k.slot], tiles.key(i));
+      k.advance();
+      barrier_wait(shared.v_empty[v.slot], v.parity ^ 1);
+      if (lane == 0) barrier_arrive_expect(shared.v_full[v.slot], Traits::KvTile::kBytes);
+      __syncwarp();
+      loader.load(shared.v[v.slot], maps.kv.v, shared.v_full[v.slot], tiles.key(i));
+      v.advance();
+    }
+  }
+
+  // The last block to run dry leaves the counters as it found them.
+  if (lane == 0 && atomicAdd(&schedule.counters[1], 1) == static_cast<int32_t>(gridDim.x) - 1) {
+    schedule.counters[0] = 0;
+    schedule.counters[1] = 0;
+  }
+}
+
+}  // namespace flash_gqa::cuda::sm90

@@ -1,0 +1,71 @@
+// Tile sizes of the Hopper forward kernel, and the shared memory that follows from them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kv_loader.cuh"
+
+namespace flash_gqa::cuda::sm90 {
+
+struct TileConfig {
+  int tile_kv;      // keys of one step of the loop
+  int consumers;    // warpgroups that compute, 64 query rows each
+  int q_stages;     // 2: the next tile's Q arrives while this one is finished
+  int k_stages;
+  int v_stages;
+  bool ping_pong;   // warpgroups take turns at the tensor cores, so that one's softmax hides behind
+                    // the other's products
+  int producer_registers;
+  int consumer_registers;
+};
+
+// Chosen by measurement; docs/kernels.md has the log. Limits: 227 KB of shared memory, 64 K registers.
+constexpr TileConfig tile_config(int head_dim) {
+  switch (head_dim) {
+    case 64:  // O and S are small: three warpgroups share each K and V tile
+      return {128, 3, 2, 2, 2, true, 32, 160};
+    case 96:  // computed as 96 columns, stored as 128
+      return {128, 2, 2, 2, 2, true, 24, 240};
+    case 128:  // 6 x 32 KB; S 64 + O 64 + P 32 registers
+      return {128, 2, 2, 2, 2, true, 24, 240};
+    case 192:  // Q 48 KB + 4 x 42 KB
+      return {112, 2, 1, 2, 2, false, 24, 240};
+    default:  // 256: Q 64 KB + 4 x 40 KB; O takes 128 registers
+      return {80, 2, 1, 2, 2, false, 24, 240};
+  }
+}
+
+template <typename T_, int kHeadDim_>
+struct Traits {
+  using T = T_;
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr TileConfig kConfig = tile_config(kHeadDim_);
+  static constexpr int kTileKv = kConfig.tile_kv;
+  static constexpr int kConsumers = kConfig.consumers;
+  static constexpr int kTileQ = 64 * kConsumers;
+  static constexpr int kThreads = 128 * (kConsumers + 1);
+  static constexpr int kQStages = kConfig.q_stages;
+  static constexpr int kKStages = kConfig.k_stages;
+  static constexpr int kVStages = kConfig.v_stages;
+  using QTile = TmaTile<T, kTileQ, kHeadDim>;
+  using KvTile = TmaTile<T, kTileKv, kHeadDim>;
+  static constexpr int kHalves = KvTile::kHalves;
+
+  struct SharedStorage {
+    QTile q[kQStages];  // O leaves through the Q of its tile
+    KvTile k[kKStages];
+    KvTile v[kVStages];
+    Barrier q_full[kQStages];
+    Barrier q_empty[kQStages];
+    Barrier k_full[kKStages];
+    Barrier k_empty[kKStages];
+    Barrier v_full[kVStages];
+    Barrier v_empty[kVStages];
+    int32_t work[kQStages];  // the work index whose Q is in this stage, or -1: no more work
+  };
+  static constexpr size_t kSharedBytes = sizeof(SharedStorage);
+  static_assert(kSharedBytes <= 227 * 1024);
+};
+
+}  // namespace flash_gqa::cuda::sm90

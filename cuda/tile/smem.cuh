@@ -1,0 +1,45 @@
+// A tile of rows in shared memory, in 16-byte chunks that are permuted within each row so that both
+// the copies (a row at a time) and the fragment loads (the same chunk of 8 rows) are free of bank
+// conflicts.
+#pragma once
+
+#include <cstdint>
+
+#include "ptx.cuh"
+
+namespace flash_gqa::cuda {
+
+template <class Element, int kRows, int kCols>
+struct SwizzledTile {
+  static constexpr int kChunk = 16 / sizeof(Element);  // elements
+  static constexpr int kChunks = kCols / kChunk;       // per row
+  static constexpr int kRowBytes = kCols * static_cast<int>(sizeof(Element));
+  static_assert(kCols % kChunk == 0 && kChunks % 4 == 0);
+
+  alignas(128) Element data[kRows * kCols];
+
+  // 8 rows of one chunk must fall into 8 different 16-byte columns of the 128 bytes that the banks
+  // span. Rows of whole 128-byte lines: permute 8 chunks by the row. Rows of an odd number of
+  // 64-byte halves (head_dim 96): neighbours alternate halves, so permute 4 chunks by row / 2.
+  static constexpr int kPermuted = kChunks % 8 == 0 ? 8 : 4;
+
+  __device__ static int offset(int row, int chunk) {  // in bytes
+    const int by = kPermuted == 8 ? row % 8 : row / 2 % 4;
+    return row * kRowBytes + chunk / kPermuted * kPermuted * 16 + (chunk % kPermuted ^ by) * 16;
+  }
+  __device__ const Element* at(int row, int chunk) const {
+    return data + offset(row, chunk) / static_cast<int>(sizeof(Element));
+  }
+  __device__ uint32_t address(int row, int chunk) const {
+    return ptx::smem_address(data) + offset(row, chunk);
+  }
+
+  // Neighbours of an address at the cost of an immediate or one xor, instead of a register each.
+  // `rows` is a multiple of 8; `chunks` has no bit in common with the chunk of `address`.
+  __device__ static uint32_t move(uint32_t address, int rows, int chunks) {
+    return (address ^ chunks % kPermuted * 16) + rows * kRowBytes +
+           chunks / kPermuted * kPermuted * 16;
+  }
+};
+
+}  // namespace flash_gqa::cuda

@@ -1,0 +1,69 @@
+// The softmax steps of one tile of logits held in registers, for any Math that says which row and
+// key an element is.
+#pragma once
+
+#include "../mask.h"
+#include "../softmax.h"
+
+namespace flash_gqa::cuda {
+
+// Turns q k^T into logits in units of log2: scaled, and capped where soft_cap > 0.
+struct LogitScale {
+  float factor;
+  float cap;
+
+  __device__ LogitScale(float sm_scale, float soft_cap)
+      : factor(soft_cap > 0.0f ? sm_scale / soft_cap : sm_scale * kLog2E),
+        cap(soft_cap * kLog2E) {}
+
+  template <class Math>
+  __device__ void apply(float (&s)[Math::kRows][Math::kKeys]) const {
+#pragma unroll
+    for (int i = 0; i < Math::kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < Math::kKeys; ++j) s[i][j] *= factor;
+    if (!(cap > 0.0f)) return;
+#pragma unroll
+    for (int i = 0; i < Math::kRows; ++i)
+#pragma unroll
+      for (int j = 0; j < Math::kKeys; ++j) s[i][j] = cap * Math::tanh(s[i][j]);
+  }
+};
+
+// One step of the online softmax: s becomes the unnormalised probabilities, o is rescaled to the
+// new maximum. Sums stay per thread until reduce_sums().
+template <class Math>
+__device__ void update_softmax(float (&s)[Math::kRows][Math::kKeys],
+                               SoftmaxState (&state)[Math::kRows],
+                               float (&o)[Math::kRows][Math::kCols]) {
+#pragma unroll
+  for (int i = 0; i < Math::kRows; ++i) {
+    float tile_max = s[i][0];
+#pragma unroll
+    for (int j = 1; j < Math::kKeys; ++j) tile_max = fmaxf(tile_max, s[i][j]);
+#pragma unroll
+    for (int lanes = 1; lanes < Math::kLanes; lanes *= 2)
+      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffffu, tile_max, lanes));
+
+    const float rescale = state[i].raise_max(tile_max);
+    const float reference = state[i].reference();
+#pragma unroll
+    for (int j = 0; j < Math::kKeys; ++j) {
+      s[i][j] = Math::exp2(s[i][j] - reference);
+      state[i].sum += s[i][j];
+    }
+#pragma unroll
+    for (int j = 0; j < Math::kCols; ++j) o[i][j] *= rescale;
+  }
+}
+
+template <class Math>
+__device__ void reduce_sums(SoftmaxState (&state)[Math::kRows]) {
+#pragma unroll
+  for (int i = 0; i < Math::kRows; ++i)
+#pragma unroll
+    for (int lanes = 1; lanes < Math::kLanes; lanes *= 2)
+      state[i].sum += __shfl_xor_sync(0xffffffffu, state[i].sum, lanes);
+}
+
+}  // namespace flash_gqa::cuda

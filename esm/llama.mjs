@@ -1,0 +1,3 @@
+import api from "../dist/llama/index.js";
+
+export const { Llama, Tokenizer } = api;

@@ -1,0 +1,43 @@
+// What a user asks to plan, checked, and the answer where it does not fit.
+
+import { checkInt, show } from "../check";
+import { failure, invalid } from "../errors";
+import type { LedgerConfig, Request, Shortage } from "./ledger";
+import { Sequence } from "./sequence";
+
+/** Checked copies of [sequence, tokens] pairs. */
+export function checkRequests(operation: string, requests: unknown): Request[] {
+  if (!Array.isArray(requests) || requests.length === 0) {
+    const got = Array.isArray(requests) ? "[]" : show(requests);
+    throw invalid(operation, `requests expected [[sequence, tokens], …], got ${got}`);
+  }
+  return Array.from(requests, (pair: unknown, b) => {
+    if (!Array.isArray(pair) || pair.length !== 2) {
+      throw invalid(operation, `requests[${b}] expected [sequence, tokens], got ${show(pair)}`);
+    }
+    if (!(pair[0] instanceof Sequence)) {
+      throw invalid(
+        operation,
+        `requests[${b}][0] expected a Sequence, got ${show(pair[0])}`,
+        "make one with cache.open()",
+      );
+    }
+    return checkRequest(operation, pair[0], pair[1]);
+  });
+}
+
+export function checkRequest(operation: string, sequence: Sequence, tokens: unknown): Request {
+  return { sequence, tokens: checkInt(operation, `tokens of sequence ${sequence.id}`, tokens, 1) };
+}
+
+export function outOfPages(operation: string, config: LedgerConfig, shortage: Shortage): Error {
+  const total = config.numPages - 1;
+  return failure(
+    "OUT_OF_PAGES",
+    operation,
+    `${shortage.needed} pages needed, ${shortage.free} free of ${total} (${config.pageSize} tokens each)`,
+    shortage.needed > total
+      ? "plan fewer tokens at a time, or createCache({ maxTokens }) with more"
+      : "close or truncate a sequence, plan fewer tokens, or createCache({ maxTokens }) with more",
+  );
+}

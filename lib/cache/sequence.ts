@@ -1,0 +1,242 @@
+// One sequence: which pages hold its tokens, and the handle that a program holds.
+//
+//   pageSize 4, window 6, sinkTokens 2, length 19:
+//
+//   tokens   |0 1 2 3|4 5 6 7|8 9 . .|. . . .|. . 18 |
+//             ^^^ sinks                 ^ 14: the first key that token 19 sees in its window
+//   entries  [   3   |   0   |   0   |   7   |   5   |  dead ...            table row, maxPages wide
+//                |       |       |       |       |
+//   pool      page 3     +-------+    page 7  page 5    <- last page, part full: copied before writing if shared
+//             (sinks)        |
+//                        null page 0: those pages went back to the pool at commit
+//
+// Entry i always stands for tokens [i * pageSize, (i + 1) * pageSize). Entries only grow, except at truncate, where a
+// shared last page is copied (at plan, undone by rollback) and where the null page replaces what left the window.
+
+import { firstInWindow, firstPositionFrom } from "../window";
+import type { Ledger } from "./ledger";
+import type { PagePool } from "./page-pool";
+import { NULL_PAGE } from "./page-pool";
+import type { PageTable } from "./page-table";
+
+/** What decides which pages a sequence keeps. Tokens. */
+export interface Retention {
+  readonly pageSize: number;
+  /** The widest window of any layer; 0: some layer sees everything, so no page is given back. */
+  readonly window: number;
+  readonly sinkTokens: number;
+  readonly rollbackTokens: number;
+}
+
+/** A page to copy before the step writes into it. */
+export interface PageCopy {
+  readonly from: number;
+  readonly to: number;
+}
+
+/**
+ * The pages of one sequence, as numbers. Between `reserve` and `commit` or `undo` the reserved pages are in the table
+ * but `length` is the old one.
+ */
+export class SequencePages {
+  readonly row: number;
+  #pool: PagePool;
+  #table: PageTable;
+  #keep: Retention;
+  #length = 0;
+  #count = 0; // entries in use
+  #sinkPages: number; // entries that sinks keep
+  #firstLive: number; // entries [sinkPages, firstLive) are the null page
+  #reserved = 0;
+  #countBefore = 0;
+  #copiedFrom = NULL_PAGE; // the shared page replaced at reserve, still owned until commit
+
+  constructor(pool: PagePool, table: PageTable, keep: Retention, row: number) {
+    this.#pool = pool;
+    this.#table = table;
+    this.#keep = keep;
+    this.row = row;
+    this.#sinkPages = Math.ceil(keep.sinkTokens / keep.pageSize);
+    this.#firstLive = this.#sinkPages;
+  }
+
+  /** Committed tokens. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Tokens reserved beyond `length`. */
+  get reserved(): number {
+    return this.#reserved;
+  }
+
+  /** Page ids, the null page included. */
+  get entries(): Int32Array {
+    return this.#table.row(this.row, this.#count);
+  }
+
+  /** Pages that `reserve(tokens)` will take from the pool. */
+  pagesNeeded(tokens: number): number {
+    const last = Math.ceil((this.#length + tokens) / this.#keep.pageSize);
+    return last - this.#count + (this.#writesSharedPage() ? 1 : 0);
+  }
+
+  /** Takes the pages of `tokens` more. The caller has checked pagesNeeded against the pool. */
+  reserve(tokens: number): PageCopy | null {
+    const { pageSize } = this.#keep;
+    let copy: PageCopy | null = null;
+    this.#countBefore = this.#count;
+    if (this.#writesSharedPage()) {
+      const index = this.#count - 1;
+      copy = { from: this.#table.get(this.row, index), to: this.#pool.allocate() };
+      this.#table.set(this.row, index, copy.to);
+      this.#copiedFrom = copy.from;
+    }
+    this.#reserved = tokens;
+    const last = Math.ceil((this.#length + tokens) / pageSize);
+    while (this.#count < last) this.#table.set(this.row, this.#count++, this.#pool.allocate());
+    return copy;
+  }
+
+  /** The reserved tokens are written: counts them, and gives back what no later query will see. */
+  commit(): void {
+    this.#length += this.#reserved;
+    this.#reserved = 0;
+    if (this.#copiedFrom !== NULL_PAGE) this.#pool.release(this.#copiedFrom);
+    this.#copiedFrom = NULL_PAGE;
+    this.#releaseLeftOfWindow();
+  }
+
+  /** Everything as before `reserve`. */
+  undo(): void {
+    this.#releaseEntries(this.#countBefore);
+    if (this.#copiedFrom !== NULL_PAGE) {
+      const index = this.#count - 1;
+      this.#pool.release(this.#table.get(this.row, index));
+      this.#table.set(this.row, index, this.#copiedFrom);
+      this.#copiedFrom = NULL_PAGE;
+    }
+    this.#reserved = 0;
+  }
+
+  /**
+   * The smallest length that truncate takes, other than the sink pages': everything that the next token would see is
+   * still held.
+   */
+  get minLength(): number {
+    if (this.#firstLive === this.#sinkPages) return 0;
+    return firstPositionFrom(this.#firstLive * this.#keep.pageSize, this.#keep.window);
+  }
+
+  /** Tokens in the sinks' own pages, which are always held: truncating to this or less is always right. */
+  get sinkCapacity(): number {
+    return this.#sinkPages * this.#keep.pageSize;
+  }
+
+  canTruncate(length: number): boolean {
+    return length <= this.sinkCapacity || length >= this.minLength;
+  }
+
+  /** The caller has checked canTruncate. */
+  truncate(length: number): void {
+    this.#releaseEntries(Math.ceil(length / this.#keep.pageSize));
+    this.#length = length;
+    if (this.#count <= this.#sinkPages) this.#firstLive = this.#sinkPages;
+  }
+
+  /** Makes `other`, which is empty, share every page. */
+  shareWith(other: SequencePages): void {
+    for (const page of this.entries) if (page !== NULL_PAGE) this.#pool.retain(page);
+    this.#table.copyRow(this.row, other.row, this.#count);
+    other.#length = this.#length;
+    other.#count = this.#count;
+    other.#firstLive = this.#firstLive;
+  }
+
+  /** Gives back every page and the row. */
+  release(): void {
+    this.#releaseEntries(0);
+    this.#length = 0;
+    this.#table.giveRow(this.row);
+  }
+
+  #writesSharedPage(): boolean {
+    if (this.#length % this.#keep.pageSize === 0) return false;
+    return this.#pool.owners(this.#table.get(this.row, this.#count - 1)) > 1;
+  }
+
+  #releaseEntries(count: number): void {
+    while (this.#count > count) {
+      const page = this.#table.get(this.row, --this.#count);
+      if (page !== NULL_PAGE) this.#pool.release(page);
+    }
+  }
+
+  #releaseLeftOfWindow(): void {
+    const { pageSize, window, rollbackTokens } = this.#keep;
+    // The leftmost query that may still come stands at length - rollbackTokens.
+    const firstPage = Math.floor(firstInWindow(this.#length - rollbackTokens, window) / pageSize);
+    while (this.#firstLive < firstPage) {
+      this.#pool.release(this.#table.get(this.row, this.#firstLive));
+      this.#table.set(this.row, this.#firstLive++, NULL_PAGE);
+    }
+  }
+}
+
+/** A conversation, or a branch of one, in a KvCache. Made by `cache.open()` and `fork()`. */
+export class Sequence implements Disposable {
+  /** Unique in its cache; error messages name it. */
+  readonly id: number;
+  /** The first n positions see each other both ways; 0: off. */
+  readonly prefixLen: number;
+  /** @internal */
+  readonly pages: SequencePages;
+  /** @internal Planned tokens that are neither committed nor rolled back. */
+  inStep = false;
+  /** @internal */
+  isClosed = false;
+  readonly #ledger: Ledger;
+
+  /** @internal */
+  constructor(ledger: Ledger, id: number, prefixLen: number, pages: SequencePages) {
+    this.#ledger = ledger;
+    this.id = id;
+    this.prefixLen = prefixLen;
+    this.pages = pages;
+  }
+
+  /** Committed tokens; the next one gets this position. 0 once closed. */
+  get length(): number {
+    return this.pages.length;
+  }
+
+  get closed(): boolean {
+    return this.isClosed;
+  }
+
+  /**
+   * A new sequence with the same tokens. It shares every page; the partly filled last one is copied by whichever
+   * branch writes to it first. Throws BUSY inside an open step or where no row of the page table is free
+   * (`maxSequences`).
+   */
+  fork(): Sequence {
+    return this.#ledger.fork(this);
+  }
+
+  /**
+   * Forgets the tokens from position `length` on. Throws INVALID_ARGUMENT, naming the smallest legal length, where
+   * keys that the next token would see were given back as they left the window (`rollbackTokens` keeps more).
+   */
+  truncate(length: number): void {
+    this.#ledger.truncate(this, length);
+  }
+
+  /** Gives the pages back. Idempotent. Throws BUSY inside an open step. */
+  close(): void {
+    this.#ledger.close(this);
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

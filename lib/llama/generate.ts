@@ -1,0 +1,317 @@
+// Writing text: the prompts go through the cache in pieces, then every sequence takes one token a
+// step, all in one batch. A step is enqueued before the last one's tokens are looked at, so that
+// the device does not wait for the text.
+
+import type { KvCache } from "../cache/kv-cache";
+import type { Sequence } from "../cache/sequence";
+import type { Step } from "../cache/step";
+import type { Device } from "../device";
+import { GqaError } from "../errors";
+import { gatherRows, sample, topK } from "../nn";
+import type { Tensor } from "../tensor";
+import type { Settings } from "./options";
+import { StopFinder, StreamingDecoder } from "./stream-text";
+import type { Transformer } from "./transformer";
+
+/**
+ * "eos": a stop token came; "stop": a stop string; "length": maxTokens, or the end of the context.
+ */
+export type FinishReason = "eos" | "stop" | "length";
+
+export interface Candidate {
+  readonly token: number;
+  /** Natural logarithm of its probability under the full softmax at temperature 1. */
+  readonly logprob: number;
+}
+
+/** One token of one text. */
+export interface GeneratedPart extends Candidate {
+  /** Which prompt it continues. */
+  readonly index: number;
+  /**
+   * The text that this token makes certain. May be empty: text that can still become part of a stop
+   * string, and characters that are not complete, come with a later token.
+   */
+  readonly text: string;
+  /** The most probable tokens, most probable first, where `logprobs` asks for them. */
+  readonly top?: readonly Candidate[];
+  /** Given with a text's last token. */
+  readonly finishReason?: FinishReason;
+}
+
+/** What generation needs of a model. */
+export interface Engine {
+  readonly device: Device;
+  readonly cache: KvCache;
+  readonly transformer: Transformer;
+  /** Tokens of prompt and text together. */
+  readonly contextLength: number;
+  readonly decode: (ids: readonly number[]) => string;
+}
+
+/**
+ * Prompt tokens that go through the model at once: enough to fill a device, little enough to hold
+ * their activations.
+ */
+const PREFILL_ROWS = 2048;
+
+/** One sequence being written. */
+class Text {
+  finished = false;
+  readonly #settings: Settings;
+  readonly #decoder: StreamingDecoder;
+  readonly #stops: StopFinder;
+  #count = 0;
+  #last = -1;
+
+  constructor(
+    readonly index: number,
+    readonly prompt: readonly number[],
+    readonly seq: Sequence,
+    readonly limit: number,
+    settings: Settings,
+    decode: (ids: readonly number[]) => string,
+  ) {
+    this.#settings = settings;
+    this.#decoder = new StreamingDecoder(decode, prompt);
+    this.#stops = new StopFinder(settings.stop);
+  }
+
+  /** Tokens written. */
+  get count(): number {
+    return this.#count;
+  }
+
+  get last(): number {
+    return this.#last;
+  }
+
+  push({ token, logprob }: Candidate, top: readonly Candidate[] | undefined): GeneratedPart {
+    this.#last = token;
+    this.#count++;
+    const isEnd = this.#settings.stopTokens.has(token);
+    let text = this.#stops.push(isEnd ? this.#decoder.flush() : this.#decoder.push(token));
+    let finishReason: FinishReason | undefined;
+    if (this.#stops.found) finishReason = "stop";
+    else if (isEnd) finishReason = "eos";
+    else if (this.#count === this.limit) finishReason = "length";
+    if (finishReason !== undefined) {
+      text += this.#stops.push(this.#decoder.flush()) + this.#stops.flush();
+      this.finished = true;
+    }
+    const part = { index: this.index, token, logprob, text };
+    return { ...part, ...(top && { top }), ...(finishReason && { finishReason }) };
+  }
+}
+
+/**
+ * Tokens drawn by a step that is enqueued: on the device for the next step, and on their way here.
+ */
+class Draw {
+  readonly ids: Tensor; // [batch] int32
+  readonly values: Promise<{ drawn: Candidate[]; top: Candidate[][] | undefined }>;
+
+  constructor(ids: Tensor, logProbs: Tensor, top: { ids: Tensor; logProbs: Tensor } | null) {
+    this.ids = ids;
+    this.values = this.#read(logProbs, top);
+    // A draw can be dropped unread; a fault on the device is then told to whoever waits next.
+    this.values.catch(() => {});
+  }
+
+  async #read(logProbs: Tensor, top: { ids: Tensor; logProbs: Tensor } | null) {
+    const tensors =
+      top === null ? [this.ids, logProbs] : [this.ids, logProbs, top.ids, top.logProbs];
+    const reads = tensors.map((tensor) => tensor.read());
+    for (const tensor of tensors) if (tensor !== this.ids) tensor.dispose();
+    const [ids, logs, topIds, topLogs] = await Promise.all(reads);
+    const drawn = candidates(ids!, logs!);
+    if (topIds === undefined) return { drawn, top: undefined };
+    const k = topIds.length / drawn.length;
+    const all = candidates(topIds, topLogs!);
+    return { drawn, top: drawn.map((_, row) => all.slice(row * k, (row + 1) * k)) };
+  }
+}
+
+function candidates(ids: ArrayLike<number>, logProbs: ArrayLike<number>): Candidate[] {
+  return Array.from(ids, (token, i) => ({ token, logprob: logProbs[i]! }));
+}
+
+/**
+ * Writes a text after each prompt. `prompts` and `settings` are checked. Closing the iterator frees
+ * all pages.
+ */
+export async function* generateParts(
+  engine: Engine,
+  prompts: readonly (readonly number[])[],
+  settings: Settings,
+): AsyncGenerator<GeneratedPart, void, undefined> {
+  const { cache } = engine;
+  let texts: Text[] = [];
+  let step: Step | null = null;
+  let draw: Draw | null = null;
+  let ahead: Draw | null = null;
+  try {
+    throwIfAborted(settings.signal);
+    for (const [index, prompt] of prompts.entries()) {
+      const limit = Math.min(settings.maxTokens, engine.contextLength - prompt.length);
+      texts.push(new Text(index, prompt, cache.open(), limit, settings, engine.decode));
+    }
+    const last = await prefill(engine, texts, settings.signal);
+    step = last.step;
+    draw = enqueue(engine, step, last.tokens, texts, settings, { rows: last.rows });
+    for (;;) {
+      step.commit();
+      if (texts.every((text) => text.count + 1 < text.limit) && nextFits(step)) {
+        ahead = enqueue(engine, step, draw.ids, texts, settings, { pending: 1 });
+      }
+      const { drawn, top } = await unlessAborted(draw.values, settings.signal);
+      draw.ids.dispose();
+      for (const [row, text] of texts.entries()) yield text.push(drawn[row]!, top?.[row]);
+      throwIfAborted(settings.signal);
+      if (ahead === null || texts.some((text) => text.finished)) {
+        // What is enqueued ahead, if anything, has rows that nobody wants: undone, and planned
+        // again for the rest.
+        step.dispose();
+        ahead?.ids.dispose();
+        for (const text of texts) if (text.finished) text.seq.close();
+        texts = texts.filter((text) => !text.finished);
+        if (texts.length === 0) return;
+        step = cache.plan(texts.map((text) => [text.seq, 1]));
+        const tokens = Int32Array.from(texts, (text) => text.last);
+        ahead = enqueue(engine, step, tokens, texts, settings);
+      }
+      draw = ahead;
+      ahead = null;
+    }
+  } finally {
+    step?.dispose();
+    draw?.ids.dispose();
+    ahead?.ids.dispose();
+    for (const text of texts) text.seq.close();
+  }
+}
+
+/**
+ * Runs the prompts but for a last piece, in which every sequence has a token left, and plans that
+ * piece. `rows`: where in it each sequence ends.
+ */
+async function prefill(engine: Engine, texts: readonly Text[], signal: AbortSignal | undefined) {
+  const { cache, device, transformer } = engine;
+  const done = texts.map(() => 0);
+  for (let maxRows = PREFILL_ROWS; ; ) {
+    const left = texts.map((text, i) => text.prompt.length - done[i]!);
+    const smallest = left.every((tokens) => tokens === 1);
+    const isLast = smallest || sum(left) <= maxRows;
+    let room = maxRows;
+    const lengths = left.map((tokens) => {
+      const length = isLast ? tokens : Math.min(tokens - 1, room);
+      room -= length;
+      return length;
+    });
+    const requests = texts
+      .map((text, i): [Sequence, number] => [text.seq, lengths[i]!])
+      .filter(([, length]) => length > 0);
+    const tokens = Int32Array.from(
+      texts.flatMap((text, i) => text.prompt.slice(done[i]!, done[i]! + lengths[i]!)),
+    );
+    // With a window, pages come free as the prompt goes by: a smaller piece may fit where a large
+    // one does not.
+    const step = smallest || maxRows === 1 ? cache.plan(requests) : cache.tryPlan(requests);
+    if (step === null) {
+      maxRows = Math.ceil(tokens.length / 2);
+      continue;
+    }
+    if (isLast) return { step, tokens, rows: runningSum(lengths).map((end) => end - 1) };
+    try {
+      device.tidy(() => void transformer.forward(step, tokens));
+      step.commit();
+    } finally {
+      step.dispose();
+    }
+    lengths.forEach((length, i) => {
+      done[i]! += length;
+    });
+    maxRows = PREFILL_ROWS;
+    await unlessAborted(device.synchronize(), signal);
+  }
+}
+
+/**
+ * Enqueues the step's model and the choice of a token for each text; `rows`: where the texts end in
+ * the step. `pending`: draws of each text that are enqueued and not yet counted.
+ */
+function enqueue(
+  { device, transformer }: Engine,
+  step: Step,
+  ids: Tensor | Int32Array,
+  texts: readonly Text[],
+  settings: Settings,
+  { rows, pending = 0 }: { rows?: readonly number[]; pending?: number } = {},
+): Draw {
+  const {
+    ids: drawn,
+    logProbs,
+    top,
+  } = device.tidy(() => {
+    const hidden = transformer.forward(step, ids);
+    const ends = rows === undefined ? hidden : gatherRows(hidden, Int32Array.from(rows));
+    const logits = transformer.logits(transformer.finalNorm(ends));
+    const tokens = sample(logits, {
+      temperature: settings.temperature,
+      topK: settings.topK,
+      topP: settings.topP,
+      seed: texts.map((text) => settings.seed + text.index),
+      counter: texts.map((text) => text.count + pending),
+    });
+    return { ...tokens, top: settings.logprobs > 0 ? topK(logits, settings.logprobs) : null };
+  });
+  return new Draw(drawn, logProbs, top);
+}
+
+/** Plans one more token for the same sequences, unless pages are short. */
+function nextFits(step: Step): boolean {
+  try {
+    step.next(1);
+    return true;
+  } catch (error) {
+    if (error instanceof GqaError && error.code === "OUT_OF_PAGES") return false;
+    throw error;
+  }
+}
+
+function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) {
+    const operation = "Llama.generate";
+    throw new GqaError("ABORTED", `${operation}: aborted by its signal`, {
+      operation,
+      cause: signal.reason,
+    });
+  }
+}
+
+/** The promise's value, or ABORTED as soon as the signal says so. */
+async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return promise;
+  throwIfAborted(signal);
+  let onAbort = () => {};
+  const aborted = new Promise<void>((resolve) => {
+    onAbort = resolve;
+    signal.addEventListener("abort", onAbort, { once: true });
+  });
+  try {
+    await Promise.race([promise, aborted]);
+    throwIfAborted(signal);
+    return await promise;
+  } finally {
+    signal.removeEventListener("abort", onAbort);
+  }
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
+}
+
+function runningSum(values: readonly number[]): number[] {
+  let total = 0;
+  return values.map((value) => (total += value));
+}

@@ -1,0 +1,35 @@
+// Device memory with a count of the tensors that look into it.
+
+import type { Device } from "./device";
+import { addon, type MemoryHandle } from "./native";
+
+/**
+ * Starts with one owner. The last release gives the memory back in queue order, so work already
+ * enqueued still finds it. Where release is forgotten, the handle's native finalizer does the same.
+ */
+export class Memory {
+  readonly #device: Device;
+  readonly #handle: MemoryHandle;
+  readonly bytes: number;
+  #owners = 1;
+
+  constructor(device: Device, bytes: number) {
+    this.#device = device;
+    this.#handle = addon.allocate(device.handle, bytes);
+    this.bytes = bytes;
+  }
+
+  get id(): number {
+    return this.#handle.id;
+  }
+
+  retain(): this {
+    this.#owners++;
+    return this;
+  }
+
+  release(): void {
+    if (--this.#owners > 0 || this.#device.disposed) return;
+    addon.free(this.#handle.id);
+  }
+}

@@ -1,0 +1,155 @@
+// What device.tensor and the methods of a tensor refuse.
+
+import { describe, it } from "vitest";
+import { testDevice } from "./support/device";
+import { expectError, type Wrong } from "./support/errors";
+
+const device = await testDevice();
+
+describe("wrong arguments", () => {
+  const detached = () => {
+    const data = new Float32Array(4);
+    structuredClone(data.buffer, { transfer: [data.buffer] });
+    return data;
+  };
+  const shared = () => new Float32Array(new SharedArrayBuffer(16));
+  const proxied = () => Object.create(Float32Array.prototype);
+  const tensor =
+    (...args: Wrong[]) =>
+    () =>
+      (device.tensor as Wrong)(...args);
+
+  it.each<[string, () => unknown, string, ...(string | RegExp)[]]>([
+    ["too few values", tensor(new Float32Array(3), [4]), "INVALID_ARGUMENT", "data", "4", "3"],
+    ["too many values", tensor([1, 2, 3], [2]), "INVALID_ARGUMENT", "data"],
+    ["no data", tensor(undefined, [1]), "INVALID_ARGUMENT", "data"],
+    ["null data", tensor(null, [1]), "INVALID_ARGUMENT", "data"],
+    ["a string", tensor("abcd", [4]), "INVALID_ARGUMENT", "data"],
+    ["a Float64Array", tensor(new Float64Array(4), [4]), "INVALID_ARGUMENT", "data"],
+    ["a BigInt64Array", tensor(new BigInt64Array(4), [4]), "INVALID_ARGUMENT", "data"],
+    ["a DataView", tensor(new DataView(new ArrayBuffer(16)), [4]), "INVALID_ARGUMENT", "data"],
+    ["a fake typed array", tensor(proxied(), [4]), "INVALID_ARGUMENT", "data"],
+    ["a number in quotes", tensor([1, "2"], [2]), "INVALID_ARGUMENT", /data\[1\]/],
+    ["a hole", tensor(new Array(2), [2]), "INVALID_ARGUMENT", /data\[0\]/],
+    ["a detached buffer", tensor(detached(), [4]), "INVALID_ARGUMENT", "data", "detached"],
+    ["a detached buffer and shape 0", tensor(detached(), [0]), "INVALID_ARGUMENT", "detached"],
+    ["shared memory", tensor(shared(), [4]), "INVALID_ARGUMENT", "data", "SharedArrayBuffer"],
+    ["raw bits without dtype", tensor(new Uint16Array(4), [4]), "INVALID_ARGUMENT", "dtype"],
+    [
+      "raw bits as float32",
+      tensor(new Uint16Array(4), [4], { dtype: "float32" }),
+      "INVALID_ARGUMENT",
+      "bits",
+    ],
+    [
+      "an unknown dtype",
+      tensor([1], [1], { dtype: "float64" }),
+      "INVALID_ARGUMENT",
+      "dtype",
+      "float16",
+    ],
+    [
+      "an unknown option",
+      tensor([1], [1], { dtpe: "float32" }),
+      "INVALID_ARGUMENT",
+      "dtpe",
+      "dtype",
+    ],
+    [
+      "a fraction as int32",
+      tensor([1.5], [1], { dtype: "int32" }),
+      "INVALID_ARGUMENT",
+      /data\[0\]/,
+    ],
+    ["int32 too big", tensor([2 ** 31], [1], { dtype: "int32" }), "INVALID_ARGUMENT", /data\[0\]/],
+    [
+      "NaN as int32",
+      tensor(Float32Array.of(NaN), [1], { dtype: "int32" }),
+      "INVALID_ARGUMENT",
+      "data",
+    ],
+    ["no shape", tensor([1]), "INVALID_ARGUMENT", "shape"],
+    ["an empty shape", tensor([1], []), "INVALID_ARGUMENT", "shape"],
+    ["a negative size", tensor([1], [-1]), "INVALID_ARGUMENT", "shape"],
+    ["a fractional size", tensor([1], [1.5]), "INVALID_ARGUMENT", "shape"],
+    ["a NaN size", tensor([1], [NaN]), "INVALID_ARGUMENT", "shape"],
+    ["nine axes", tensor([1], [1, 1, 1, 1, 1, 1, 1, 1, 1]), "INVALID_ARGUMENT", "shape"],
+    [
+      "a product that overflows",
+      () => device.empty([2 ** 31 - 1, 2 ** 31 - 1]),
+      "INVALID_ARGUMENT",
+      "shape",
+    ],
+    [
+      "more than there is",
+      () => device.empty([2 ** 24, 2 ** 20]),
+      "OUT_OF_MEMORY",
+      "needed",
+      "free",
+    ],
+    [
+      "slice of no axis",
+      () => device.zeros([2, 2]).slice(2, 0, 1),
+      "INVALID_ARGUMENT",
+      "Tensor.slice",
+      "axis",
+    ],
+    [
+      "slice backwards",
+      () => device.zeros([4]).slice(0, 3, 2),
+      "INVALID_ARGUMENT",
+      "Tensor.slice",
+      "start",
+    ],
+    [
+      "slice beyond",
+      () => device.zeros([4]).slice(0, 0, 5),
+      "INVALID_ARGUMENT",
+      "Tensor.slice",
+      "end",
+    ],
+    [
+      "slice of a deep axis",
+      () => device.zeros([2, 2, 2]).slice(2, 0, 1),
+      "INVALID_ARGUMENT",
+      "axis 2",
+    ],
+    [
+      "reshape to another size",
+      () => device.zeros([4]).reshape([5]),
+      "INVALID_ARGUMENT",
+      "Tensor.reshape",
+    ],
+    [
+      "write of another size",
+      () => device.zeros([4]).write([1]),
+      "INVALID_ARGUMENT",
+      "Tensor.write",
+    ],
+    ["to int32", () => device.zeros([4]).to("int32"), "INVALID_ARGUMENT", "Tensor.to", "dtype"],
+    [
+      "tidy without a function",
+      () => device.tidy(1 as never),
+      "INVALID_ARGUMENT",
+      "Device.tidy",
+      "fn",
+    ],
+    [
+      "capture without a function",
+      () => device.capture(1 as never),
+      "INVALID_ARGUMENT",
+      "Device.capture",
+      "fn",
+    ],
+  ])("%s", (_, call, code, ...names) => {
+    expectError(call, code, ...names);
+  });
+
+  it("do not shrink under a length getter that lies", () => {
+    const data = Array.from({ length: 4 }, () => 1);
+    const liar = new Proxy(data, {
+      get: (target, key) => (key === "length" ? 1 << 28 : Reflect.get(target, key)),
+    });
+    expectError(() => device.tensor(liar, [4]), "INVALID_ARGUMENT", "data");
+  });
+});
