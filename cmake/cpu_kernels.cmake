@@ -1,7 +1,15 @@
 # The CPU kernels. micro.cc is compiled once per instruction set, chosen at run time by isa.cc.
-file(GLOB cpu_sources CONFIGURE_DEPENDS csrc/cpu/*.cc)
-list(FILTER cpu_sources EXCLUDE REGEX "/(micro|cpu_backend|parallel|queue)\\.cc$")
-add_library(gqa_cpu OBJECT ${cpu_sources})
+add_library(gqa_cpu OBJECT
+  csrc/cpu/append_kv.cc
+  csrc/cpu/attention.cc
+  csrc/cpu/convert.cc
+  csrc/cpu/isa.cc
+  csrc/cpu/linear.cc
+  csrc/cpu/merge_states.cc
+  csrc/cpu/norm.cc
+  csrc/cpu/rearrange.cc
+  csrc/cpu/rope.cc
+  csrc/cpu/sampling.cc)
 target_compile_options(gqa_cpu PRIVATE -Wall -Wextra)
 
 set(FLASH_GQA_MICRO_TARGETS)

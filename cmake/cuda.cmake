@@ -44,39 +44,42 @@ if(NOT CMAKE_CUDA_COMPILER)
   return()
 endif()
 
-# SASS runs only inside its major version, so that sm90/ is compiled for 90a alone, and everything
-# else for the whole list.
-file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS cuda/*.cu)
-file(GLOB backend_sources CONFIGURE_DEPENDS csrc/cuda_*.cc csrc/cublaslt.cc)
-list(FILTER backend_sources EXCLUDE REGEX "_stub\\.cc$")
-if(NOT cuda_sources OR NOT backend_sources)
-  if(cuda_choice STREQUAL "on")
-    message(FATAL_ERROR "flash-gqa: FLASH_GQA_CUDA=on, but this tree has no CUDA back end")
-  endif()
-  set(FLASH_GQA_CUDA_SUMMARY "CPU only: this tree has no CUDA back end")
-  return()
-endif()
-set(sm90_sources ${cuda_sources})
-list(FILTER sm90_sources INCLUDE REGEX "/cuda/sm90/")
-list(FILTER cuda_sources EXCLUDE REGEX "/cuda/sm90/")
-
 set(CMAKE_CUDA_ARCHITECTURES ${FLASH_GQA_CUDA_ARCHS})
 enable_language(CUDA)
 find_package(CUDAToolkit REQUIRED)
 set(CMAKE_CUDA_STANDARD 20)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25.1 does not know that nvcc has it
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
 set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 set(CMAKE_CUDA_FLAGS_RELEASE "-O3 -DNDEBUG")
 
-add_library(gqa_cuda OBJECT ${cuda_sources})
+# SASS runs only inside its major version, so that sm90/ is compiled for 90a alone, and everything
+# else for the whole list.
+add_library(gqa_cuda OBJECT
+  cuda/append_kv.cu
+  cuda/attention.cu
+  cuda/convert.cu
+  cuda/merge_states.cu
+  cuda/rearrange.cu
+  cuda/rope.cu
+  cuda/nn/embedding.cu
+  cuda/nn/linear.cu
+  cuda/nn/norm.cu
+  cuda/nn/sampling.cu)
+include(cuda/instances.cmake)
+flash_gqa_add_attention_instances(gqa_cuda)
 set(FLASH_GQA_CUDA_OBJECTS $<TARGET_OBJECTS:gqa_cuda>)
 set(cuda_targets gqa_cuda)
-if(sm90_sources AND FLASH_GQA_CUDA_ARCHS MATCHES "(^|;)90")
-  add_library(gqa_cuda_sm90 OBJECT ${sm90_sources})
+if(FLASH_GQA_CUDA_ARCHS MATCHES "(^|;)90a")
+  add_library(gqa_cuda_sm90 OBJECT)
+  flash_gqa_add_sm90_sources(gqa_cuda_sm90)
   set_target_properties(gqa_cuda_sm90 PROPERTIES CUDA_ARCHITECTURES 90a-real)
   list(APPEND FLASH_GQA_CUDA_OBJECTS $<TARGET_OBJECTS:gqa_cuda_sm90>)
   list(APPEND cuda_targets gqa_cuda_sm90)
-  add_compile_definitions(FLASH_GQA_SM90=1)
+  target_compile_definitions(gqa_cuda PRIVATE FLASH_GQA_SM90=1)
 endif()
 foreach(target ${cuda_targets})
   target_compile_options(${target} PRIVATE
@@ -85,7 +88,14 @@ endforeach()
 string(REPLACE ";" " " archs_text "${FLASH_GQA_CUDA_ARCHS}")
 add_compile_definitions("FLASH_GQA_CUDA_ARCHS=\"${archs_text}\"")
 
-set(FLASH_GQA_CUDA_BACKEND ${backend_sources})
+set(FLASH_GQA_CUDA_BACKEND
+  csrc/cublaslt.cc
+  csrc/cuda_backend.cc
+  csrc/cuda_context.cc
+  csrc/cuda_loader.cc
+  csrc/cuda_memory.cc
+  csrc/cuda_probe.cc
+  csrc/cuda_waiter.cc)
 set(FLASH_GQA_CUDA_LIBRARIES CUDA::cudart_static)
 set(FLASH_GQA_CUDA_SUMMARY
   "CPU and CUDA ${CMAKE_CUDA_COMPILER_VERSION} (${CMAKE_CUDA_COMPILER}), architectures ${FLASH_GQA_CUDA_ARCHS}")

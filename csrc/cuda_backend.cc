@@ -347,9 +347,13 @@ void CudaBackend::silu_mul(const SiluMulParams& params) {
 void CudaBackend::top_k(const TopKParams& params) {
   enqueue("topK", [&](cudaStream_t stream) { return cuda::top_k(params, stream); });
 }
-size_t CudaBackend::sample_workspace(const SampleParams&) const { return 0; }
-void CudaBackend::sample(const SampleParams& params, void*) {
-  enqueue("sample", [&](cudaStream_t stream) { return cuda::sample(params, stream); });
+size_t CudaBackend::sample_workspace(const SampleParams& params) const {
+  return cuda::sample_workspace(params, traits_.num_sms);
+}
+void CudaBackend::sample(const SampleParams& params, void* workspace) {
+  enqueue("sample", [&](cudaStream_t stream) {
+    return cuda::sample(params, workspace, traits_.num_sms, stream);
+  });
 }
 void CudaBackend::gather_rows(const GatherRowsParams& params) {
   enqueue("gatherRows", [&](cudaStream_t stream) { return cuda::gather_rows(params, stream); });

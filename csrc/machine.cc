@@ -35,8 +35,8 @@ int64_t read_field(const std::string& path, const std::string& key, int64_t othe
   return otherwise;
 }
 
-// Directories of the control groups that this process is in, innermost first. A limit may sit on any
-// of them. `controller` is a version 1 controller; version 2 groups have none.
+// Directories of the control groups that this process is in, innermost first. A limit may sit on
+// any of them. `controller` is a version 1 controller; version 2 groups have none.
 std::vector<std::string> group_directories(const std::string& controller) {
   std::vector<std::string> directories;
   std::ifstream file("/proc/self/cgroup");

@@ -1,5 +1,5 @@
-// Memory in stream order, for one backend. A block that is released may be handed out again at once,
-// because its next user is enqueued after its last one.
+// Memory in stream order, for one backend. A block that is released may be handed out again at
+// once, because its next user is enqueued after its last one.
 #pragma once
 
 #include <cstddef>

@@ -1,5 +1,4 @@
-// Threads of ours take no signals: they belong to the threads of Node, and a worker that took one
-// would run its handler.
+// What the threads of the CPU back end share: how they are started, and how they wait a moment.
 #pragma once
 
 #include <pthread.h>
@@ -8,8 +7,25 @@
 #include <thread>
 #include <utility>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace flash_gqa {
 
+// How often a thread looks again before it sleeps: the gap between two operations of one decode
+// step is shorter than waking a thread takes.
+constexpr int kSpins = 2000;
+
+inline void spin_pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+// Signals belong to the threads of Node: one of ours that took one would run its handler.
 template <typename... Args>
 std::thread start_thread(Args&&... args) {
   struct SignalsBlocked {

@@ -15,7 +15,11 @@ struct DeviceTraits {
   int sm;  // 10 * major + minor
   int num_sms;
   size_t max_smem;
+  // Words that are zero between launches on the stream: kernels whose blocks draw work or wait for each
+  // other leave them so. kNumCounters of them, or null: such kernels are not used.
+  int32_t* counters;
 };
+constexpr int kNumCounters = 4096;
 
 // Bytes of scratch that attention() needs for these parameters; may be 0.
 size_t attention_workspace(const AttentionParams& params, const DeviceTraits& device);

@@ -35,9 +35,10 @@ template <class F>
 auto with_head_dim(int32_t head_dim, F&& f) -> decltype(f(std::integral_constant<int, 64>{})) {
   decltype(f(std::integral_constant<int, 64>{})) result{};
   [&]<int... kHeadDims>(std::integer_sequence<int, kHeadDims...>) {
-    (... || (head_dim <= kHeadDims &&
-             (result = f(std::integral_constant<int, kHeadDims>{}), true)));
-  }(HeadDims{});
+    (... ||
+     (head_dim <= kHeadDims && (result = f(std::integral_constant<int, kHeadDims>{}), true)));
+  }
+  (HeadDims{});
   return result;
 }
 

@@ -1,5 +1,5 @@
-// From unnormalised float32 rows to memory: final rows (sink logit, normalisation, rounding, lse) or
-// partial ones for the combine.
+// From unnormalised float32 rows to memory: final rows (sink logit, normalisation, rounding, lse)
+// or partial ones for the combine.
 #pragma once
 
 #include "tile/ptx.cuh"

@@ -138,8 +138,11 @@ struct KvSource {
 
   // The checked page id behind key `key` < kv_len, or -1 (reported): such keys must be treated as
   // masked.
-  GQA_HOST_DEVICE int32_t page_of(int32_t key) const {
-    const int32_t page = pages[key >> page_shift];
+  GQA_HOST_DEVICE int32_t page_of(int32_t key) const { return checked_page(page_entry(key)); }
+
+  // The two halves of page_of(), for loops that read entries long before they need them.
+  GQA_HOST_DEVICE int32_t page_entry(int32_t key) const { return pages[key >> page_shift]; }
+  GQA_HOST_DEVICE int32_t checked_page(int32_t page) const {
     if (page >= 0 && page < num_pages) return page;
     set_fault(fault, kFaultPageId);
     return -1;

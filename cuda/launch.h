@@ -4,6 +4,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
+
 #include "nn_params.h"
 #include "params.h"
 
@@ -33,6 +35,8 @@ cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);
 cudaError_t add(const AddParams& params, cudaStream_t stream);
 cudaError_t silu_mul(const SiluMulParams& params, cudaStream_t stream);
 cudaError_t top_k(const TopKParams& params, cudaStream_t stream);
-cudaError_t sample(const SampleParams& params, cudaStream_t stream);
+// Bytes of scratch for sample(); 0 where one block has a row to itself.
+size_t sample_workspace(const SampleParams& params, int num_sms);
+cudaError_t sample(const SampleParams& params, void* workspace, int num_sms, cudaStream_t stream);
 
 }  // namespace flash_gqa::cuda

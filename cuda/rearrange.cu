@@ -48,7 +48,12 @@ cudaError_t for_pairs(const int32_t* host, int32_t num_pairs, const Launch& laun
 
 __global__ void scatter_kernel(int32_t* dst, const __grid_constant__ Pairs pairs) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < pairs.count) dst[pairs.at[i].x] = pairs.at[i].y;
+  if (i >= pairs.count) return;
+  const int2 pair = pairs.at[i];
+  // Of two writes to one word the later one stays, as if they were made in order.
+  for (int later = 0; later < pairs.count; ++later)
+    if (later > i && pairs.at[later].x == pair.x) return;
+  dst[pair.x] = pair.y;
 }
 
 // Block (part, pair, layer): page_units units of one page, page pairs.x -> pairs.y.

@@ -31,6 +31,8 @@ struct Work {
   KeyRange common;    // keys that every row sees
   TileRange tiles;
   SplitPlan plan;
+  int32_t first_tile;  // the split's keys: tiles [first_tile, first_tile + num_tiles) of `tiles`
+  int32_t num_tiles;
   bool active;  // false: nothing to do for this block
 
   __device__ Work(const ForwardArgs& args, int32_t item_index, int32_t split_index)
@@ -56,18 +58,15 @@ struct Work {
         visible(num_rows > 0 ? mask.rows(first_token(), last_token()) : KeyRange{0, 0, 0}),
         common(num_rows > 0 ? mask.common(first_token(), last_token()) : KeyRange{0, 0, 0}),
         tiles(visible, args.tile_kv),
-        plan(tiles.count(), args.max_splits, args.split_tiles) {
+        plan(tiles.count(), args.max_splits, args.split_tiles),
+        first_tile(split * plan.tiles_per_split),
+        num_tiles(max_i32(0, min_i32(plan.tiles_per_split, tiles.count() - first_tile))) {
     const int32_t rows = seq.q_len * group_size;
-    active = rows > args.min_rows && rows <= args.max_rows && num_rows > 0 &&
-             split < plan.num_splits;
+    active =
+        rows > args.min_rows && rows <= args.max_rows && num_rows > 0 && split < plan.num_splits;
   }
 
-  // The item's keys: tiles [first_tile, first_tile + tile_count) of `tiles`.
-  __device__ int32_t first_tile() const { return split * plan.tiles_per_split; }
-  __device__ int32_t tile_count() const {
-    return max_i32(0, min_i32(plan.tiles_per_split, tiles.count() - first_tile()));
-  }
-
+  __device__ int32_t first_key(int32_t tile) const { return tiles.key(first_tile + tile); }
   __device__ PackedRow row(int32_t r) const {
     const int32_t packed = first_row + r;
     return {packed / group_size, kv_head * group_size + packed % group_size};

@@ -11,7 +11,7 @@ const ROOT = path.join(__dirname, "..");
 const OUTPUT = path.join(ROOT, "build", "Release");
 const BINARY = path.join(OUTPUT, "flash_gqa.node");
 const BUILD = path.join(ROOT, "build", "cmake");
-const STAMP = path.join(ROOT, "build", "stamp.json");
+const STAMP = path.join(ROOT, "build", "native.json");
 
 function run(command, args, options = {}) {
   const { status, error } = spawnSync(command, args, { cwd: ROOT, stdio: "inherit", ...options });
@@ -37,24 +37,22 @@ function hasPackage(name) {
   }
 }
 
-function sourceFiles() {
-  const files = [path.join(ROOT, "CMakeLists.txt")];
-  const visit = (directory) => {
-    for (const entry of fs.readdirSync(directory, { withFileTypes: true })) {
-      const file = path.join(directory, entry.name);
-      if (entry.isDirectory()) visit(file);
-      else files.push(file);
-    }
+/** The files named, and all files below the directories named, relative to the root. */
+function filesBelow(names) {
+  const files = [];
+  const visit = (name) => {
+    if (!fs.statSync(path.join(ROOT, name)).isDirectory()) files.push(name);
+    else for (const entry of fs.readdirSync(path.join(ROOT, name))) visit(path.join(name, entry));
   };
-  for (const directory of ["cmake", "csrc", "cuda"]) visit(path.join(ROOT, directory));
+  names.forEach(visit);
   return files.sort();
 }
 
-function hashSources() {
+function hashFiles(names) {
   const hash = createHash("sha256");
-  for (const file of sourceFiles()) {
-    hash.update(`${path.relative(ROOT, file)}\0`);
-    hash.update(createHash("sha256").update(fs.readFileSync(file)).digest());
+  for (const file of filesBelow(names)) {
+    const contents = createHash("sha256").update(fs.readFileSync(path.join(ROOT, file)));
+    hash.update(`${file}\0${contents.digest("hex")}\0`);
   }
   return hash.digest("hex");
 }
@@ -83,10 +81,11 @@ function defaultArchs() {
 
 function buildOptions() {
   const { FLASH_GQA_CUDA, FLASH_GQA_CUDA_ARCHS, FLASH_GQA_SANITIZE, CC, CXX } = process.env;
-  const nvcc = findNvcc();
+  const cuda = FLASH_GQA_CUDA || "auto";
+  const nvcc = cuda === "off" ? "" : findNvcc();
   return {
-    cuda: FLASH_GQA_CUDA || "auto",
-    archs: FLASH_GQA_CUDA_ARCHS || (nvcc === "" ? "80;90a" : defaultArchs()),
+    cuda,
+    archs: nvcc === "" ? "" : FLASH_GQA_CUDA_ARCHS || defaultArchs(),
     sanitize: FLASH_GQA_SANITIZE || "",
     nvcc,
     compilers: [CC ?? "", CXX ?? ""],
@@ -94,9 +93,10 @@ function buildOptions() {
   };
 }
 
-function readStamp() {
+/** What a stamp file says about the last build; {} where there was none. */
+function readStamp(file) {
   try {
-    return JSON.parse(fs.readFileSync(STAMP, "utf8"));
+    return JSON.parse(fs.readFileSync(file, "utf8"));
   } catch {
     return {};
   }
@@ -105,8 +105,8 @@ function readStamp() {
 /** Builds build/Release/flash_gqa.node. Returns false where it was up to date. */
 function buildNative() {
   const options = JSON.stringify(buildOptions());
-  const sources = hashSources();
-  const stamp = readStamp();
+  const sources = hashFiles(["CMakeLists.txt", "cmake", "csrc", "cuda"]);
+  const stamp = readStamp(STAMP);
   if (stamp.options === options && stamp.sources === sources && fs.existsSync(BINARY)) return false;
 
   const { cuda, archs, sanitize } = JSON.parse(options);
@@ -127,7 +127,7 @@ function buildNative() {
       "configure",
       ...common,
       `--CDFLASH_GQA_CUDA=${cuda}`,
-      `--CDFLASH_GQA_CUDA_ARCHS=${archs}`,
+      ...(archs === "" ? [] : [`--CDFLASH_GQA_CUDA_ARCHS=${archs}`]),
       `--CDFLASH_GQA_SANITIZE=${sanitize}`,
       `--CDFLASH_GQA_OUTPUT_DIR=${OUTPUT}`,
     ]);
@@ -138,4 +138,15 @@ function buildNative() {
   return true;
 }
 
-module.exports = { ROOT, BINARY, buildNative, hasPackage, run, runTool };
+/** Compiles lib/ to dist/. Returns false where it was up to date. */
+function buildTypeScript() {
+  const stamp = path.join(ROOT, "build", "typescript.json");
+  const sources = hashFiles(["lib", "tsconfig.json", "package-lock.json"]);
+  const built = fs.existsSync(path.join(ROOT, "dist", "index.js"));
+  if (built && readStamp(stamp).sources === sources) return false;
+  runTool("typescript", ["-p", ROOT], "tsc");
+  fs.writeFileSync(stamp, JSON.stringify({ sources }));
+  return true;
+}
+
+module.exports = { ROOT, BINARY, buildNative, buildTypeScript, hasPackage, runTool };

@@ -372,6 +372,23 @@ describe("tables and lengths that are read on the device", () => {
     },
   );
 
+  it("a bad page hides its own keys alone: what else the call computes is right", async () => {
+    const data = new Float32Array(6 * 2 * 2 * 4 * 64).fill(1);
+    data.fill(5, 5 * 1024, 6 * 1024); // page 5: what a wrong id must not be taken for
+    const { o } = attention(
+      device.zeros([2, 4, 64]),
+      {
+        pages: device.tensor(data, [6, 2, 2, 4, 64]),
+        pageTable: table(0, 6, 2, -1),
+        kvLens: deviceInts(5, 3),
+      },
+      { cuSeqlensQ: ints(0, 1, 2) },
+    );
+    expect((await rejected(o.read())).code).toBe(INVALID);
+    // Sequence 0 has four keys left of its five, sequence 1 all of its three.
+    expect(await o.read()).toEqual(new Float32Array(2 * 4 * 64).fill(1));
+  });
+
   it("dense offsets too", async () => {
     const { o } = attention(q(), kv(), kv(), {
       cuSeqlensQ: deviceInts(0, 4),

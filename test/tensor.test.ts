@@ -31,6 +31,21 @@ describe("Device", () => {
     }
   });
 
+  it("takes its default from FLASH_GQA_DEVICE, and names it where it is wrong", async () => {
+    const before = process.env.FLASH_GQA_DEVICE;
+    try {
+      process.env.FLASH_GQA_DEVICE = "cpu";
+      const chosen = await Device.open();
+      expect(chosen.kind).toBe("cpu");
+      chosen.dispose();
+      process.env.FLASH_GQA_DEVICE = "gpu";
+      expect((await rejected(Device.open())).message).toMatch(/FLASH_GQA_DEVICE/);
+    } finally {
+      if (before === undefined) delete process.env.FLASH_GQA_DEVICE;
+      else process.env.FLASH_GQA_DEVICE = before;
+    }
+  });
+
   it("either opens CUDA or says why it cannot", async () => {
     const outcome = await Device.open("cuda").catch((error: unknown) => error);
     if (outcome instanceof Device) {

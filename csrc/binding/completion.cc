@@ -33,10 +33,6 @@ Completion::Started Completion::start(Napi::Value result, std::shared_ptr<void> 
   return {Napi::Promise(env_, promise), wait};
 }
 
-WaitCallback Completion::start_silent(std::shared_ptr<void> keep) {
-  return callback(add(nullptr, nullptr, std::move(keep)));
-}
-
 Completion::Wait* Completion::add(napi_deferred deferred, napi_ref result,
                                   std::shared_ptr<void> keep) {
   auto wait = std::unique_ptr<Wait>(new Wait{this, deferred, result, std::move(keep), {}});

@@ -38,7 +38,15 @@ class Completion {
   }
 
   // A wait that nobody is told about, and that does not keep the loop alive.
-  WaitCallback start_silent(std::shared_ptr<void> keep);
+  template <typename Begin>
+  void wait_silently(std::shared_ptr<void> keep, Begin&& begin) {
+    Wait* wait = add(nullptr, nullptr, std::move(keep));
+    try {
+      begin(callback(wait));
+    } catch (const BackendError&) {
+      settle(wait);
+    }
+  }
 
  private:
   struct Wait {

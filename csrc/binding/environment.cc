@@ -19,22 +19,18 @@ Environment::Environment(Napi::Env env) : env_(env), completion_(env) {
   args_ = array.Data();
   args_array_ = Napi::Reference<Napi::Value>::New(array, 1);
   args_array_.SuppressDestruct();  // the reference dies with the environment
-  napi_set_instance_data(env, this, nullptr, nullptr);
   napi_add_env_cleanup_hook(env, on_cleanup, this);
 }
 
 Environment::~Environment() {
+  tether_->environment = nullptr;
+  if (tether_->handles == 0) delete tether_;
   completion_.close();
   for (const DeviceSlot& slot : devices_)
     if (const auto device = slot.draining.lock()) device->backend->abandon();
 }
 
-void Environment::on_cleanup(void* self) {
-  Environment* environment = static_cast<Environment*>(self);
-  // Finalizers of memory handles run after this: they must find nobody.
-  napi_set_instance_data(environment->env_, nullptr, nullptr, nullptr);
-  delete environment;
-}
+void Environment::on_cleanup(void* self) { delete static_cast<Environment*>(self); }
 
 uint64_t Environment::key(double id) {
   return id >= 1 && id <= 9007199254740991.0 ? static_cast<uint64_t>(id) : 0;
@@ -70,7 +66,8 @@ void Environment::close_device(int32_t number) {
   });
   adjust_external(-freed);
   // The device goes when its queue is empty, not here: that would block the loop.
-  device->backend->synchronize(completion_.start_silent(device));
+  completion_.wait_silently(
+      device, [&](WaitCallback done) { device->backend->synchronize(std::move(done)); });
 }
 
 double Environment::add_block(const std::shared_ptr<Device>& device, size_t bytes) {

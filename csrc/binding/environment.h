@@ -59,9 +59,18 @@ struct GraphHandle {
   std::unique_ptr<Graph> graph;
 };
 
+class Environment;
+
+// How the finalizer of a memory handle finds its environment. Node runs the last finalizers after
+// the cleanup hooks, and after it has freed its own instance data: whoever is last deletes this.
+struct Tether {
+  Environment* environment;  // null once it is gone
+  size_t handles = 0;        // whose finalizers have yet to run
+};
+
 class Environment {
  public:
-  // Takes its place as the environment's instance data, and leaves it with the cleanup hook.
+  // Lives until the cleanup hook of its Node environment.
   explicit Environment(Napi::Env env);
 
   Napi::Env env() const { return env_; }
@@ -78,6 +87,7 @@ class Environment {
   // Null where the id is not alive. The pointer holds until the next add or free.
   const std::shared_ptr<Block>* find_block(double id) const;
   void free_block(double id);
+  Tether* tether() const { return tether_; }
   size_t live_blocks() const { return blocks_.size(); }
 
   // Keeps a block that an operation uses, if its device is being captured.
@@ -98,6 +108,7 @@ class Environment {
   void adjust_external(int64_t bytes);
 
   Napi::Env env_;
+  Tether* const tether_ = new Tether{this};
   Completion completion_;
   Napi::Reference<Napi::Value> args_array_;
   const double* args_ = nullptr;

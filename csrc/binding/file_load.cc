@@ -95,8 +95,7 @@ Napi::Value load_file(Environment& environment, const Napi::CallbackInfo& info) 
   const DType from = dtype_at(info, 5, "from");
   const int64_t elements = size_at(info, 6, "elements");
   const Place dst = place_at(environment, info, 0, "loadFile", to, elements);
-  if (from != to && (from == DType::kInt32 || to == DType::kInt32))
-    fail_invalid("loadFile: int32 and float dtypes do not convert");
+  expect_convertible("loadFile", from, to);
   refuse_in_capture(*dst.block->device, "loadFile");
 
   const auto file =

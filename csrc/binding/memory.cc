@@ -12,20 +12,15 @@ constexpr int64_t kMaxReadBytes = (int64_t{1} << 32) - 1;
 // Reads from here on ask whether the host has the memory: V8 ends the process where it has not.
 constexpr int64_t kLargeReadBytes = int64_t{64} << 20;
 
-bool convertible(DType from, DType to) {
-  return from == to || (from != DType::kInt32 && to != DType::kInt32);
-}
-
-void expect_convertible(const char* operation, DType from, DType to) {
-  if (!convertible(from, to))
-    fail_invalid(std::string(operation) + ": int32 and float dtypes do not convert");
-}
-
-// The safety net for a handle that was never freed. The environment may be gone already.
-void on_handle_collected(napi_env env, void* id, void*) {
-  void* data = nullptr;
-  if (napi_get_instance_data(env, &data) != napi_ok || data == nullptr) return;
-  static_cast<Environment*>(data)->free_block(static_cast<double>(reinterpret_cast<uintptr_t>(id)));
+// The safety net for a handle that was never freed.
+void on_handle_collected(napi_env, void* id, void* hint) {
+  Tether* tether = static_cast<Tether*>(hint);
+  --tether->handles;
+  if (tether->environment != nullptr) {
+    tether->environment->free_block(static_cast<double>(reinterpret_cast<uintptr_t>(id)));
+  } else if (tether->handles == 0) {
+    delete tether;
+  }
 }
 
 void expect_apart(const char* operation, const Place& dst, int64_t dst_bytes, const Place& src,
@@ -48,8 +43,10 @@ Napi::Value allocate(Environment& environment, const Napi::CallbackInfo& info) {
   const Napi::Env env = environment.env();
   auto handle = Napi::Object::New(env);
   handle.Set("id", Napi::Number::New(env, id));
-  napi_add_finalizer(env, handle, reinterpret_cast<void*>(static_cast<uintptr_t>(id)),
-                     on_handle_collected, nullptr, nullptr);
+  if (napi_add_finalizer(env, handle, reinterpret_cast<void*>(static_cast<uintptr_t>(id)),
+                         on_handle_collected, environment.tether(), nullptr) == napi_ok) {
+    ++environment.tether()->handles;
+  }
   return handle;
 }
 

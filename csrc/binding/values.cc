@@ -29,6 +29,11 @@ size_t element_bytes(napi_typedarray_type type) {
 
 }  // namespace
 
+void expect_convertible(const char* operation, DType from, DType to) {
+  if (from != to && (from == DType::kInt32 || to == DType::kInt32))
+    fail_invalid(std::string(operation) + ": int32 and float dtypes do not convert");
+}
+
 HostBytes host_bytes_at(const Napi::CallbackInfo& info, size_t i, const char* name) {
   bool is_array = false, is_view = false;
   napi_is_typedarray(info.Env(), info[i], &is_array);

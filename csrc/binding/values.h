@@ -36,6 +36,9 @@ inline DType dtype_at(const Napi::CallbackInfo& info, size_t i, const char* name
   return static_cast<DType>(integer_at(info, i, name, 0, static_cast<int64_t>(DType::kInt32)));
 }
 
+// Floats convert into each other; int32 is only itself.
+void expect_convertible(const char* operation, DType from, DType to);
+
 // The bytes behind a typed array or DataView. A detached one has none.
 struct HostBytes {
   const void* data;

@@ -61,8 +61,9 @@ class HostBlocks : public PoolSource {
       unchecked_ = 0;
       if (wanted > free_bytes()) return nullptr;
     }
-    void* ptr = std::aligned_alloc(bytes < kHugePage ? 64 : kHugePage, bytes);
-    if (ptr == nullptr) return nullptr;
+    // Not aligned_alloc: that wants sizes that are multiples of the alignment.
+    void* ptr = nullptr;
+    if (posix_memalign(&ptr, bytes < kHugePage ? 64 : kHugePage, bytes) != 0) return nullptr;
     if (bytes >= kHugePage) madvise(ptr, bytes, MADV_HUGEPAGE);
     held_ += wanted;
     return ptr;
@@ -70,12 +71,19 @@ class HostBlocks : public PoolSource {
 
   void release(void* ptr, size_t bytes) override {
     held_ -= static_cast<int64_t>(bytes);
-    queue_.push({"trim", [block = std::shared_ptr<void>(ptr, std::free)] {}});
+    releasing_ += static_cast<int64_t>(bytes);
+    // The closure is the owner: it frees the block in its turn even where it is dropped, not run.
+    const auto free_block = [bytes](void* block) {
+      std::free(block);
+      releasing_ -= static_cast<int64_t>(bytes);
+    };
+    queue_.push({"trim", [block = std::shared_ptr<void>(ptr, free_block)] {}});
   }
 
+  // A block that is being released counts as free: whoever is given room now uses it later.
   int64_t free_bytes() const override {
-    const int64_t untouched = std::max<int64_t>(0, held_ - resident_bytes());
-    return std::max<int64_t>(0, host_memory().available - untouched);
+    const int64_t untouched = std::max<int64_t>(0, held_ + releasing_ - resident_bytes());
+    return std::max<int64_t>(0, host_memory().available + releasing_ - untouched);
   }
 
  private:
@@ -83,6 +91,7 @@ class HostBlocks : public PoolSource {
   static constexpr int64_t kUncheckedBytes = int64_t{1} << 20;
   // Of the process, not of this backend.
   static inline std::atomic<int64_t> held_{0};
+  static inline std::atomic<int64_t> releasing_{0};
   static inline std::atomic<int64_t> unchecked_{0};
 
   Queue& queue_;

@@ -13,25 +13,10 @@
 #include "../machine.h"
 #include "../thread.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace flash_gqa::cpu {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-// How long a worker looks for the next job before it sleeps: the gap between two operations of one
-// decode step is shorter than waking a thread takes.
-constexpr int kSpins = 2000;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#else
-  std::this_thread::yield();
-#endif
-}
 
 int configured_threads() {
   const char* text = std::getenv("FLASH_GQA_THREADS");
@@ -96,8 +81,14 @@ class Workers {
       std::lock_guard lock(mutex_);
       jobs_.erase(std::find(jobs_.begin(), jobs_.end(), &job));
     }
-    for (int spins = 0; job.workers.load(std::memory_order_acquire) != 0; ++spins)
-      spins < kSpins ? pause() : std::this_thread::yield();
+    for (int spins = 0; job.workers.load(std::memory_order_acquire) != 0;) {
+      if (spins == kSpins) {
+        std::this_thread::yield();
+      } else {
+        ++spins;
+        spin_pause();
+      }
+    }
     if (job.error) std::rethrow_exception(job.error);
   }
 
@@ -132,7 +123,7 @@ class Workers {
       }
       int spins = 0;
       while (spins < kSpins && epoch_.load(std::memory_order_acquire) == seen) {
-        pause();
+        spin_pause();
         ++spins;
       }
       if (spins == kSpins) epoch_.wait(seen, std::memory_order_acquire);

@@ -14,17 +14,21 @@ Queue::~Queue() {
   {
     std::lock_guard lock(mutex_);
     stopping_ = true;
+    work_.store(true, std::memory_order_release);
   }
   ready_.notify_one();
   thread_.join();
 }
 
 void Queue::push(Task task) {
+  bool wake;
   {
     std::lock_guard lock(mutex_);
     tasks_.push_back(std::move(task));
+    work_.store(true, std::memory_order_release);
+    wake = sleeping_;
   }
-  ready_.notify_one();
+  if (wake) ready_.notify_one();
 }
 
 void Queue::execute(const Task& task) {
@@ -48,16 +52,21 @@ void Queue::execute(const Task& task) {
 WaitStatus Queue::take_error() { return std::exchange(error_, WaitStatus{}); }
 
 void Queue::loop() {
+  std::deque<Task> batch;
   for (;;) {
-    Task task;
+    for (int i = 0; i < kSpins && !work_.load(std::memory_order_acquire); ++i) spin_pause();
     {
       std::unique_lock lock(mutex_);
+      sleeping_ = true;
       ready_.wait(lock, [this] { return stopping_ || !tasks_.empty(); });
+      sleeping_ = false;
       if (tasks_.empty()) return;
-      task = std::move(tasks_.front());
-      tasks_.pop_front();
+      batch.swap(tasks_);
+      work_.store(stopping_, std::memory_order_relaxed);
     }
-    if (!abandoned_.load(std::memory_order_relaxed)) execute(task);
+    // Each task is destroyed in its turn: a closure may own memory that the one before it uses.
+    for (; !batch.empty(); batch.pop_front())
+      if (!abandoned_.load(std::memory_order_relaxed)) execute(batch.front());
   }
 }
 

@@ -44,6 +44,8 @@ class Queue {
   std::condition_variable ready_;
   std::deque<Task> tasks_;
   bool stopping_ = false;
+  bool sleeping_ = false;
+  std::atomic<bool> work_{false};  // tasks_ is not empty, or stopping_: what spinning looks at
   std::atomic<bool> abandoned_{false};
   WaitStatus error_;
   int32_t fault_ = kFaultNone;

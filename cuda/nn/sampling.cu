@@ -1,93 +1,11 @@
-// top_k and sample: one block per row. The arithmetic that back ends must agree on is in
-// sampling.h; integers make every sum here exact, whatever the order of its atomics.
-#include <cuda_runtime.h>
+// top_k and sample. The arithmetic that back ends must agree on is in sampling.h.
+#include <algorithm>
 
 #include "../launch.h"
-#include "../sampling.h"
-#include "../vector.cuh"
-#include "reduce.cuh"
+#include "logit_row.cuh"
 
 namespace flash_gqa::cuda {
 namespace {
-
-constexpr int kThreads = 1024;
-constexpr int kWarps = kThreads / 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-template <class T>
-struct LogitRow {
-  const T* logits;
-  int32_t size;
-  int32_t best;  // id of the largest logit, the smallest such id
-  float max;
-
-  __device__ LogitRow(const void* base, int32_t vocab_size)
-      : logits(static_cast<const T*>(base) + static_cast<int64_t>(blockIdx.x) * vocab_size),
-        size(vocab_size) {
-    uint64_t largest = 0;
-    for (int32_t id = threadIdx.x; id < size; id += kThreads) {
-      const uint64_t place = static_cast<uint64_t>(key(id)) << 32 | ~static_cast<uint32_t>(id);
-      largest = place > largest ? place : largest;
-    }
-    largest = reduce_block(largest, Larger{});
-    best = static_cast<int32_t>(~static_cast<uint32_t>(largest));
-    max = logit(best);
-  }
-
-  __device__ float logit(int32_t id) const { return read_logit(logits[id]); }
-  __device__ uint32_t key(int32_t id) const { return order_key(logit(id)); }
-};
-
-// Sum of measure(id) over all ids.
-template <class Measure>
-__device__ uint64_t total_of(int32_t size, Measure measure) {
-  uint64_t total = 0;
-  for (int32_t id = threadIdx.x; id < size; id += kThreads) total += measure(id);
-  return reduce_block(total, Plus{});
-}
-
-// The first id at which the running sum of measure(id) passes `target`, which the sum of all does.
-// A warp sums a stretch of consecutive ids; the one that holds the place walks its stretch again.
-template <class Measure>
-__device__ int32_t find_running(int32_t size, uint64_t target, Measure measure) {
-  __shared__ uint64_t stretch_sums[kWarps];
-  __shared__ int32_t found;
-  const int lane = threadIdx.x % 32;
-  const int warp = threadIdx.x / 32;
-  const int32_t stretch = (size + kThreads - 1) / kThreads * 32;
-  const int32_t first = warp * stretch;
-  const int32_t end = first + stretch < size ? first + stretch : size;
-
-  uint64_t sum = 0;
-  for (int32_t id = first + lane; id < end; id += 32) sum += measure(id);
-  for (int distance = 16; distance > 0; distance /= 2)
-    sum += __shfl_xor_sync(kAllLanes, sum, distance);
-  if (lane == 0) stretch_sums[warp] = sum;
-  __syncthreads();
-
-  int holder = 0;
-  while (holder < kWarps - 1 && target >= stretch_sums[holder]) target -= stretch_sums[holder++];
-  if (warp == holder) {
-    for (int32_t base = first; base < end; base += 32) {
-      const int32_t id = base + lane;
-      uint64_t running = id < end ? measure(id) : 0;
-      for (int distance = 1; distance < 32; distance *= 2) {
-        const uint64_t before = __shfl_up_sync(kAllLanes, running, distance);
-        if (lane >= distance) running += before;
-      }
-      const unsigned passed = __ballot_sync(kAllLanes, running > target);
-      if (passed != 0) {
-        if (lane == 0) found = base + __ffs(passed) - 1;
-        break;
-      }
-      target -= __shfl_sync(kAllLanes, running, 31);
-    }
-  }
-  __syncthreads();
-  const int32_t result = found;
-  __syncthreads();  // found and stretch_sums may be written again
-  return result;
-}
 
 // 64-bit sums in two words, because shared memory adds 32 bits natively: whoever makes the low word
 // wrap carries.
@@ -107,6 +25,23 @@ struct Histogram {
   __device__ uint64_t sum(uint32_t bin) const {
     return static_cast<uint64_t>(high[bin]) << 32 | low[bin];
   }
+  __device__ void set(uint32_t bin, uint64_t value) {
+    low[bin] = static_cast<uint32_t>(value);
+    high[bin] = static_cast<uint32_t>(value >> 32);
+  }
+
+  // Turns each block's sums into those of the team.
+  __device__ void combine(RowTeam& team) {
+    if (team.blocks == 1) return;
+    uint64_t* all = team.workspace->histograms[team.histograms++];
+    for (int bin = threadIdx.x; bin < kDigitBins; bin += kThreads) {
+      const uint64_t mine = sum(bin);
+      if (mine != 0) atomicAdd(reinterpret_cast<unsigned long long*>(all + bin), mine);
+    }
+    team.barrier();
+    for (int bin = threadIdx.x; bin < kDigitBins; bin += kThreads) set(bin, __ldcg(all + bin));
+    __syncthreads();
+  }
 };
 
 struct Digit {
@@ -115,123 +50,128 @@ struct Digit {
   uint64_t total;   // the bin's sum
 };
 
-// The bin, from the highest, in which the running sum reaches `target`. Called by one warp.
+// The bin, from the highest, in which the running sum reaches `target`, as the sum of all does.
+// Warps sum 64 bins each; then every warp finds the same group of 64, and in it the bin.
 __device__ Digit find_digit(const Histogram& histogram, uint64_t target) {
-  constexpr int kBinsPerLane = kDigitBins / 32;
+  static_assert(kDigitBins == 2 * kThreads);
+  __shared__ uint64_t groups[kWarps];
   const int lane = threadIdx.x % 32;
-  const int top = kDigitBins - 1 - lane * kBinsPerLane;
-  uint64_t mine = 0;
-  for (int i = 0; i < kBinsPerLane; ++i) mine += histogram.sum(top - i);
-  uint64_t running = mine;
-  for (int distance = 1; distance < 32; distance *= 2) {
-    const uint64_t before = __shfl_up_sync(kAllLanes, running, distance);
-    if (lane >= distance) running += before;
-  }
-  const int holder = __ffs(__ballot_sync(kAllLanes, running >= target)) - 1;
-  Digit digit{static_cast<uint32_t>(top), target - (running - mine), 0};
-  if (lane == holder) {
-    while (digit.value > 0 && histogram.sum(digit.value) < digit.target)
-      digit.target -= histogram.sum(digit.value--);
-    digit.total = histogram.sum(digit.value);
-  }
-  return {__shfl_sync(kAllLanes, digit.value, holder), __shfl_sync(kAllLanes, digit.target, holder),
-          __shfl_sync(kAllLanes, digit.total, holder)};
+  uint64_t pair = histogram.sum(2 * threadIdx.x) + histogram.sum(2 * threadIdx.x + 1);
+  for (int distance = 16; distance > 0; distance /= 2)
+    pair += __shfl_xor_sync(kAllLanes, pair, distance);
+  if (lane == 0) groups[threadIdx.x / 32] = pair;
+  __syncthreads();
+
+  const uint64_t group = groups[kWarps - 1 - lane];
+  uint64_t running = scan_warp(group);
+  int holder = __ffs(__ballot_sync(kAllLanes, running >= target)) - 1;
+  target -= __shfl_sync(kAllLanes, running - group, holder);
+
+  const int top = 64 * (kWarps - 1 - holder) + 63 - 2 * lane;
+  const uint64_t upper = histogram.sum(top);
+  const uint64_t lower = histogram.sum(top - 1);
+  running = scan_warp(upper + lower);
+  holder = __ffs(__ballot_sync(kAllLanes, running >= target)) - 1;
+  target -= __shfl_sync(kAllLanes, running - upper - lower, holder);
+  const uint64_t holder_upper = __shfl_sync(kAllLanes, upper, holder);
+  const uint32_t bin = __shfl_sync(kAllLanes, top, holder);
+  if (holder_upper >= target) return {bin, target, holder_upper};
+  return {bin - 1, target - holder_upper, __shfl_sync(kAllLanes, lower, holder)};
 }
 
 // The smallest set of ids, largest logit first, whose measures sum to at least `target`, which the
 // sum of all must reach. Ids of equal logits have equal measures, or 0.
 template <class T, class Measure>
-__device__ SampleCut select(const LogitRow<T>& row, uint64_t target, Measure measure) {
+__device__ SampleCut select(LogitRow<T>& row, uint64_t target, Measure measure) {
   __shared__ Histogram histogram;
-  __shared__ Digit digit;
+  Digit digit{};
   uint32_t prefix = 0;
   for (int shift = kFirstDigit; shift >= 0; shift -= kDigitBits) {
     histogram.clear();
     __syncthreads();
-    for (int32_t id = threadIdx.x; id < row.size; id += kThreads) {
-      const uint32_t key = row.key(id);
-      if (!matches_prefix(key, prefix, shift)) continue;
-      const uint64_t value = measure(id);
+    row.for_each([&](int32_t id, float logit) {
+      const uint32_t key = order_key(logit);
+      if (!matches_prefix(key, prefix, shift)) return;
+      const uint64_t value = measure(id, logit);
       if (value != 0) histogram.add(digit_of(key, shift), value);
-    }
+    });
     __syncthreads();
-    if (threadIdx.x < 32) {
-      const Digit chosen = find_digit(histogram, target);
-      if (threadIdx.x == 0) digit = chosen;
-    }
-    __syncthreads();
+    histogram.combine(row.team);
+    digit = find_digit(histogram, target);
+    __syncthreads();  // the histogram may be written again
     prefix |= digit.value << shift;
     target = digit.target;
   }
-  const uint64_t total = digit.total;
-  __syncthreads();  // digit may be written again
-  const auto tied = [&](int32_t id) {
-    return static_cast<uint64_t>(row.key(id) == prefix && measure(id) != 0);
+  const auto tied = [&](int32_t id, float logit) {
+    return static_cast<uint64_t>(order_key(logit) == prefix && measure(id, logit) != 0);
   };
-  const uint64_t ties = total_of(row.size, tied);
-  const uint64_t each = total / ties;
+  const uint64_t ties = row.total(tied);
+  const uint64_t each = digit.total / ties;
   const uint64_t needed = (target + each - 1) / each;
-  if (needed >= ties) return {prefix, row.size - 1};
-  return {prefix, find_running(row.size, needed - 1, tied)};
+  return {prefix, row.find_running(needed - 1, tied)};
 }
 
+__device__ uint64_t count_one(int32_t, float) { return 1; }
+
 template <class T>
-__device__ int32_t draw(const LogitRow<T>& row, const SampleParams& params) {
-  const int32_t r = static_cast<int32_t>(blockIdx.x);
+__device__ int32_t draw(LogitRow<T>& row, const SampleParams& params, int32_t r) {
   const float temperature = params.temperature[r];
   if (!(temperature > 0.0f) || row.max == minus_infinity()) return row.best;
   SampleCut cut{0, row.size - 1};
-  const auto weight = [&](int32_t id) -> uint64_t {
-    const float logit = row.logit(id);
+  const auto weight = [&](int32_t id, float logit) -> uint64_t {
     return cut.allows(order_key(logit), id) ? sampling_weight(logit, row.max, temperature) : 0;
   };
   const int32_t top_k = params.top_k[r];
-  if (top_k > 0 && top_k < row.size) cut = select(row, top_k, [](int32_t) { return uint64_t{1}; });
-  uint64_t total = total_of(row.size, weight);
+  if (top_k > 0 && top_k < row.size) cut = select(row, top_k, count_one);
+  uint64_t total = row.total(weight);
   const float top_p = params.top_p[r];
   if (top_p < 1.0f) {
     cut = select(row, top_p_target(total, top_p), weight);
-    total = total_of(row.size, weight);
+    total = row.total(weight);
   }
   const uint64_t drawn =
       draw_below(total, params.seed[2 * r], params.seed[2 * r + 1], params.counter[r]);
-  return find_running(row.size, drawn, weight);
+  return row.find_running(drawn, weight);
 }
 
 template <class T>
-__device__ uint64_t full_total(const LogitRow<T>& row) {
-  return total_of(row.size,
-                  [&](int32_t id) { return sampling_weight(row.logit(id), row.max, 1.0f); });
+__device__ uint64_t full_total(LogitRow<T>& row) {
+  return row.total([&](int32_t, float logit) { return sampling_weight(logit, row.max, 1.0f); });
 }
 
+// Block (rank, row).
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    sample_kernel(const __grid_constant__ SampleParams params) {
-  const LogitRow<T> row(params.logits, params.vocab_size);
-  const int32_t id = draw(row, params);
-  if (threadIdx.x == 0) params.ids[blockIdx.x] = id;
+    sample_kernel(const __grid_constant__ SampleParams params, TeamWorkspace* workspaces) {
+  const int32_t r = static_cast<int32_t>(blockIdx.y);
+  const RowTeam team{workspaces + r, static_cast<int>(gridDim.x), static_cast<int>(blockIdx.x)};
+  LogitRow<T> row(params.logits, r, params.vocab_size, team);
+  const int32_t id = draw(row, params, r);
+  const bool writes = blockIdx.x == 0 && threadIdx.x == 0;
+  if (writes) params.ids[r] = id;
   if (params.log_probs == nullptr) return;
   const uint64_t total = full_total(row);
-  if (threadIdx.x == 0)
-    params.log_probs[blockIdx.x] = log_probability(row.logit(id), row.max, total);
+  if (writes) params.log_probs[r] = log_probability(row.logit(id), row.max, total);
 }
 
+// One block per row.
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     top_k_kernel(const __grid_constant__ TopKParams params) {
   __shared__ uint64_t places[kMaxTopK];  // (key, inverted id): descending is the order wanted
   __shared__ int32_t count;
-  const LogitRow<T> row(params.logits, params.vocab_size);
+  LogitRow<T> row(params.logits, static_cast<int32_t>(blockIdx.x), params.vocab_size,
+                  RowTeam{nullptr, 1, 0});
   const uint64_t total = full_total(row);
   SampleCut cut{0, row.size - 1};
-  if (params.k < row.size) cut = select(row, params.k, [](int32_t) { return uint64_t{1}; });
+  if (params.k < row.size) cut = select(row, params.k, count_one);
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
-  for (int32_t id = threadIdx.x; id < row.size; id += kThreads) {
-    const uint32_t key = row.key(id);
+  row.for_each([&](int32_t id, float logit) {
+    const uint32_t key = order_key(logit);
     if (cut.allows(key, id))
       places[atomicAdd(&count, 1)] = static_cast<uint64_t>(key) << 32 | ~static_cast<uint32_t>(id);
-  }
+  });
   __syncthreads();
   const int32_t i = threadIdx.x;
   if (i >= params.k) return;
@@ -248,6 +188,16 @@ __global__ void __launch_bounds__(kThreads)
   params.log_probs[out + rank] = log_probability(row.logit(id), row.max, total);
 }
 
+// Blocks per row: as many as are surely resident together, and have enough to do.
+int team_size(const SampleParams& params, int num_sms) {
+  constexpr int32_t kLogitsPerBlock = 4096;
+  int blocks = 1;
+  while (2 * blocks <= kMaxTeam && 2 * blocks * params.rows <= num_sms &&
+         blocks * kLogitsPerBlock < params.vocab_size)
+    blocks *= 2;
+  return blocks;
+}
+
 }  // namespace
 
 cudaError_t top_k(const TopKParams& params, cudaStream_t stream) {
@@ -259,11 +209,28 @@ cudaError_t top_k(const TopKParams& params, cudaStream_t stream) {
   });
 }
 
-cudaError_t sample(const SampleParams& params, cudaStream_t stream) {
+size_t sample_workspace(const SampleParams& params, int num_sms) {
+  return team_size(params, num_sms) > 1 ? params.rows * sizeof(TeamWorkspace) : 0;
+}
+
+cudaError_t sample(const SampleParams& params, void* workspace, int num_sms, cudaStream_t stream) {
   if (params.rows == 0 || params.vocab_size == 0) return cudaSuccess;
+  const int blocks = team_size(params, num_sms);
+  if (blocks > 1) {
+    const cudaError_t error =
+        cudaMemsetAsync(workspace, 0, params.rows * sizeof(TeamWorkspace), stream);
+    if (error != cudaSuccess) return error;
+  }
   return with_storage(params.dtype, [&](auto type) {
-    sample_kernel<decltype(type)><<<params.rows, kThreads, 0, stream>>>(params);
-    return cudaPeekAtLastError();
+    const dim3 grid(blocks, params.rows);
+    TeamWorkspace* workspaces = static_cast<TeamWorkspace*>(workspace);
+    SampleParams by_value = params;
+    void* arguments[] = {&by_value, &workspaces};
+    const void* kernel = reinterpret_cast<const void*>(sample_kernel<decltype(type)>);
+    // Cooperative where blocks wait for each other: then they are resident at once, or it fails.
+    if (blocks > 1)
+      return cudaLaunchCooperativeKernel(kernel, grid, dim3(kThreads), arguments, 0, stream);
+    return cudaLaunchKernel(kernel, grid, dim3(kThreads), arguments, 0, stream);
   });
 }
 

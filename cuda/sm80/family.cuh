@@ -17,12 +17,17 @@ cudaError_t launch_forward(const ForwardArgs& args, int32_t blocks, cudaStream_t
 
 template <class T>
 constexpr Variant variant() {
-  return {T::Math::kTileQ, T::kTileKv,          T::kBlocksPerSm,
-          sizeof(SharedStorage<T>), T::kName, launch_forward<T>};
+  return {T::Math::kTileQ,          T::kTileKv, T::kBlocksPerSm,
+          sizeof(SharedStorage<T>), T::kName,   launch_forward<T>};
 }
+
+// What every card from sm_80 on offers a block (99 KB).
+constexpr size_t kSmallestSmem = 101376;
 
 template <class Element, int kHeadDim>
 const Family& forward_family() {
+  static_assert(sizeof(SharedStorage<Traits<Element, kHeadDim, kDecode>>) <= kSmallestSmem);
+  static_assert(sizeof(SharedStorage<Traits<Element, kHeadDim, kShort>>) <= kSmallestSmem);
   static constexpr Family family{{variant<Traits<Element, kHeadDim, kDecode>>(),
                                   variant<Traits<Element, kHeadDim, kShort>>(),
                                   variant<Traits<Element, kHeadDim, kPrefill>>()}};

@@ -1,5 +1,5 @@
-// Attention forward with mma.sync or FFMA and cp.async (FlashAttention-2's algorithm: Dao 2023), for
-// every mask, dense and paged keys, prefill and decode. Launches come from family.cuh.
+// Attention forward with mma.sync or FFMA and cp.async (FlashAttention-2's algorithm: Dao 2023),
+// for every mask, dense and paged keys, prefill and decode. Launches come from family.cuh.
 #pragma once
 
 #include <new>
@@ -40,32 +40,6 @@ __device__ void load_q(const AttentionParams& params, const Work& work, Tile& q)
   }
 }
 
-// Offsets are taken from the thread's first key, so that each comparison is with a constant.
-template <class Math>
-__device__ void mask_rows(float (&s)[Math::kRows][Math::kKeys], const Math& math, const Work& work,
-                          int32_t first_key) {
-  const int32_t base = first_key + math.first_key();
-#pragma unroll
-  for (int r = 0; r < Math::kRows; ++r) {
-    const KeyRange seen = work.keys_of_row(math.row(r));
-    const KeyRange visible{seen.sink_end - base, seen.lo - base, seen.hi - base};
-#pragma unroll
-    for (int j = 0; j < Math::kKeys; ++j)
-      if (!visible.contains(Math::key_step(j))) s[r][j] = minus_infinity();
-  }
-}
-
-// Keys whose page id is invalid: bit j of `keys` is the tile's j-th.
-template <class Math>
-__device__ void mask_keys(float (&s)[Math::kRows][Math::kKeys], const Math& math, uint64_t keys) {
-  keys >>= math.first_key();
-#pragma unroll
-  for (int j = 0; j < Math::kKeys; ++j)
-    if (keys >> Math::key_step(j) & 1)
-#pragma unroll
-      for (int r = 0; r < Math::kRows; ++r) s[r][j] = minus_infinity();
-}
-
 template <class T>
 __global__ void __launch_bounds__(T::Math::kThreads, T::kBlocksPerSm)
     attention_fwd_kernel(const __grid_constant__ ForwardArgs args) {
@@ -80,21 +54,22 @@ __global__ void __launch_bounds__(T::Math::kThreads, T::kBlocksPerSm)
   if (!work.active) return;
 
   load_q<T>(args.params, work, shared.in.q);
-  KvPipeline<T> kv(args.params, work, shared.in.kv, shared.keys);
+  KvPipeline<T> kv{args.params, work, shared.in.kv, shared.keys};
   kv.start();
 
   const Math math(threadIdx.x);
   const LogitScale scale(args.params.sm_scale, args.params.soft_cap);
   SoftmaxState state[Math::kRows];
   float o[Math::kRows][Math::kCols] = {};
-  for (int32_t i = 0; i < kv.count; ++i) {
+  for (int32_t i = 0; i < work.num_tiles; ++i) {
     kv.advance(i);
 
     float s[Math::kRows][Math::kKeys] = {};
     math.multiply_qk(s, shared.in.q, kv.k(i));
     scale.apply<Math>(s);
-    if (!tile_is_full(work.common, kv.first_key(i), T::kTileKv))
-      mask_rows(s, math, work, kv.first_key(i));
+    if (!tile_is_full(work.common, work.first_key(i), T::kTileKv))
+      mask_rows<T::kTileKv>(s, math, work.first_key(i),
+                            [&](int32_t r) { return work.keys_of_row(r); });
     if (const uint64_t bad_keys = kv.bad_keys(i); bad_keys != 0) mask_keys(s, math, bad_keys);
 
     update_softmax<Math>(s, state, o);
@@ -109,7 +84,8 @@ __global__ void __launch_bounds__(T::Math::kThreads, T::kBlocksPerSm)
     float* row = shared.out.o[math.key_part()][math.row(r)];
 #pragma unroll
     for (int j = 0; j < Math::kCols; j += 2)
-      *reinterpret_cast<float2*>(row + math.first_col() + Math::col_step(j)) = make_float2(o[r][j], o[r][j + 1]);
+      *reinterpret_cast<float2*>(row + math.first_col() + Math::col_step(j)) =
+          make_float2(o[r][j], o[r][j + 1]);
     if (math.leads_row()) shared.out.state[math.key_part()][math.row(r)] = state[r];
   }
   __syncthreads();

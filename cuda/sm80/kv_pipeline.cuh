@@ -42,19 +42,7 @@ struct KvPipeline {
   const Work& work;
   KvTiles<T>& tiles;
   KeyRows<T>& keys;
-  int32_t first_tile;
-  int32_t count;
 
-  __device__ KvPipeline(const AttentionParams& attention_params, const Work& block_work,
-                        KvTiles<T>& kv_tiles, KeyRows<T>& key_rows)
-      : params(attention_params),
-        work(block_work),
-        tiles(kv_tiles),
-        keys(key_rows),
-        first_tile(block_work.first_tile()),
-        count(block_work.tile_count()) {}
-
-  __device__ int32_t first_key(int32_t i) const { return work.tiles.key(first_tile + i); }
   __device__ const Tile& k(int32_t i) const { return tiles.k[i % T::kStages]; }
   __device__ const Tile& v(int32_t i) const { return tiles.v[i % T::kStages]; }
 
@@ -88,8 +76,8 @@ struct KvPipeline {
   // One key per thread: where its rows are, or -1 where no row of the tile sees it.
   __device__ void resolve(int32_t i) {
     const int32_t at = threadIdx.x;
-    if (i >= count || at >= KeyRows<T>::kWords * 32) return;
-    const int32_t key = first_key(i) + at;
+    if (i >= work.num_tiles || at >= KeyRows<T>::kWords * 32) return;
+    const int32_t key = work.first_key(i) + at;
     const bool visible = at < T::kTileKv && work.visible.contains(key);
     KeyRow row{-1, -1};
     if (visible) row = work.source.row(key);
@@ -101,12 +89,13 @@ struct KvPipeline {
   // Rows that nothing sees, and columns beyond head_dim, arrive as zeros: a masked probability of 0
   // times a NaN left in a page would still be NaN. A row is copied by kRowThreads neighbours.
   __device__ void issue(int32_t i) {
-    if (i < count) {
+    if (i < work.num_tiles) {
       constexpr int kRowThreads = Tile::kPermuted;
       constexpr int kPassRows = kThreads / kRowThreads;
       static_assert(T::kTileKv % kPassRows == 0 && kPassRows % 8 == 0);
       const auto* k = static_cast<const Element*>(params.kv.k);
-      const auto* v = params.kv.page_table != nullptr ? k : static_cast<const Element*>(params.kv.v);
+      const auto* v =
+          params.kv.page_table != nullptr ? k : static_cast<const Element*>(params.kv.v);
       const int first_row = threadIdx.x / kRowThreads;
       const int first_chunk = threadIdx.x % kRowThreads;
       const uint32_t k_to = tiles.k[i % T::kStages].address(first_row, first_chunk);

@@ -1,7 +1,7 @@
 // Tile shapes for mma.sync and cp.async: every card from sm_80 on.
 //
-// Shared memory per block: tile_q rows of Q, and stages x tile_kv rows of K and of V. Rows for 99 KB
-// (sm_86, sm_89, sm_120) are all but the two marked "big"; there kShort takes kPrefill's place.
+// Shared memory per block: tile_q rows of Q, and stages x tile_kv rows of K and of V. All but the
+// two marked "big" fit into 99 KB (sm_86, sm_89, sm_120); there kShort takes kPrefill's place.
 #pragma once
 
 #include <type_traits>
@@ -13,9 +13,9 @@
 namespace flash_gqa::cuda {
 
 struct TileConfig {
-  int row_warps;      // warps along the rows
-  int row_tiles;      // 16-row fragments per warp
-  int key_warps;      // warps along the keys
+  int row_warps;  // warps along the rows
+  int row_tiles;  // 16-row fragments per warp
+  int key_warps;  // warps along the keys
   int tile_kv;
   int stages;         // K and V tiles in shared memory
   int blocks_per_sm;  // by registers and 227 KB of shared memory
@@ -67,7 +67,8 @@ struct MmaTraits {
                        kConfig.tile_kv>;
 };
 
-// float32 has one shape for all routes: it is there to be right. 16 keys keep head_dim 256 in 99 KB.
+// float32 has one shape for all routes: it is there to be right. 16 keys keep head_dim 256 in
+// 99 KB.
 template <int kDim>
 struct FfmaTraits {
   using Element = float;

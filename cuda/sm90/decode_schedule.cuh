@@ -6,8 +6,13 @@
 //   blocks   |    0    |    1    |    2    |    3    |  4  |    equal ranges
 //
 // A pair that lies in one block is finished there. A pair cut by a block boundary leaves one part in each block that
-// it touches; the last of them to arrive merges the parts in key order. A block has at most two such parts: one that
-// began before it (slot 0), and one that goes on behind it (slot 1).
+// it touches. A block has at most two such parts: one that began before it (slot 0), and one that goes on behind it
+// (slot 1). Parts are merged in key order:
+//
+// 1. Blocks of a cluster that end with the same pair form a unit. They read each other's parts from shared memory,
+//    each merges a slice of the rows, and the unit leaves one part. A block that goes on to another pair is a unit of
+//    its own: nobody waits in the middle of a range.
+// 2. A pair of several units leaves their parts in memory, and the last block to arrive there merges them.
 #pragma once
 
 #include "../kv_source.h"
@@ -60,6 +65,7 @@ struct BlockRange {
   int32_t begin;            // range of this block on the line
   int32_t end;
   int32_t per_block;
+  int32_t total;
 };
 
 // Run by one whole warp.
@@ -79,6 +85,7 @@ __device__ __forceinline__ BlockRange find_block_range(const AttentionParams& pa
     total += __reduce_add_sync(kAll, base == 0 ? first_tiles : tiles_of(base + lane));
   }
   BlockRange range{};
+  range.total = total;
   const int32_t blocks = gridDim.x;
   range.per_block = max_i32(shape.min_tiles, (total + blocks - 1) / blocks);
   range.begin = min_i32(total, static_cast<int32_t>(blockIdx.x) * range.per_block);
@@ -109,6 +116,28 @@ __device__ __forceinline__ BlockRange find_block_range(const AttentionParams& pa
   }
   return range;
 }
+
+// The blocks that a pair touches, and their units.
+struct PairBlocks {
+  int32_t first;
+  int32_t last;
+  bool last_goes_on;  // to another pair
+  int32_t cluster_size;  // a power of two
+
+  // Blocks [begin, end).
+  struct Unit {
+    int32_t begin;
+    int32_t end;
+    __device__ __forceinline__ int32_t size() const { return end - begin; }
+  };
+  __device__ __forceinline__ Unit unit(int32_t block) const {
+    if (block == last && last_goes_on) return {last, last + 1};
+    const int32_t cluster = block & -cluster_size;
+    return {max_i32(first, cluster), min_i32(last + (last_goes_on ? 0 : 1), cluster + cluster_size)};
+  }
+  // Where the part of a unit lies in memory.
+  __device__ __forceinline__ int32_t slot(Unit unit) const { return unit.begin == first ? 1 : 0; }
+};
 
 // Walks the segments of a block: runs of tiles of one pair.
 struct SegmentWalk {
@@ -148,12 +177,13 @@ struct SegmentWalk {
   }
 
   __device__ __forceinline__ bool whole() const { return count == s.tiles; }
+  __device__ __forceinline__ bool ends_range() const { return at.begin + count == at.end; }
   __device__ __forceinline__ int32_t slot() const { return at.tile > 0 ? 0 : 1; }
-  __device__ __forceinline__ int32_t first_block() const {
-    return at.first_pair_tile / at.per_block;
-  }
-  __device__ __forceinline__ int32_t last_block() const {
-    return (at.first_pair_tile + s.tiles - 1) / at.per_block;
+  __device__ __forceinline__ PairBlocks blocks(int32_t cluster_size) const {
+    const int32_t end = at.first_pair_tile + s.tiles;
+    const int32_t last = (end - 1) / at.per_block;
+    return {at.first_pair_tile / at.per_block, last,
+            end < min_i32(at.total, (last + 1) * at.per_block), cluster_size};
   }
 };
 

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include "forward.cuh"
+#include "prefill_instance.h"
 
 namespace flash_gqa::cuda::sm90 {
 
@@ -80,25 +81,30 @@ constexpr int box_keys(int tile_kv, int page_size) {
 constexpr int64_t kSectionBytes = 32 << 20;
 
 template <class Traits>
-cudaError_t launch(const AttentionParams& params, int32_t* counters, int num_sms,
+cudaError_t launch(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device,
                    cudaStream_t stream) {
+  const BatchView& batch = params.batch;
   Schedule schedule{};
-  schedule.counters = counters;
+  schedule.counters = device.counters;
+  schedule.min_rows = min_rows;
   schedule.group_size = params.num_q_heads / params.num_kv_heads;
   schedule.group_inverse = 65536 / schedule.group_size + 1;
   schedule.tokens_per_tile = Traits::kTileQ / schedule.group_size;
+  const int32_t max_q_len =
+      batch.cu_seqlens_q != nullptr ? batch.max_q_len : batch.uniform_q_len;
   schedule.tiles_per_head =
-      (params.batch.max_q_len + schedule.tokens_per_tile - 1) / schedule.tokens_per_tile;
-  schedule.total_heads = params.batch.batch_size * params.num_kv_heads;
-  const int64_t head_bytes =
-      static_cast<int64_t>(params.batch.max_kv_len) * params.head_dim * 4 + 1;
-  const int64_t heads = kSectionBytes / head_bytes;
-  schedule.heads_per_section = static_cast<int32_t>(
-      heads < 1 ? 1 : heads < schedule.total_heads ? heads : schedule.total_heads);
-  const int64_t tiles = static_cast<int64_t>(schedule.total_heads) * schedule.tiles_per_head;
+      max_q_len / schedule.tokens_per_tile + (max_q_len % schedule.tokens_per_tile != 0);
+  const int64_t total_heads = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads;
+  const int64_t tiles = total_heads * schedule.tiles_per_head;
   if (tiles == 0) return cudaSuccess;
-  if (tiles > 0x7fffffff - 1024) return cudaErrorInvalidValue;  // atomics run past the end
+  if (tiles > 0x7fffffff - 1024) return cudaErrorInvalidValue;  // blocks draw indices past the end
+  schedule.total_heads = static_cast<int32_t>(total_heads);
   schedule.total_tiles = static_cast<int32_t>(tiles);
+  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
+  const int64_t kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
+  const int64_t heads = kSectionBytes / (kv_len * params.head_dim * 4 + 1);
+  schedule.heads_per_section =
+      static_cast<int32_t>(heads < 1 ? 1 : heads < total_heads ? heads : total_heads);
   schedule.box_keys =
       box_keys(Traits::kTileKv, params.kv.page_table != nullptr ? params.kv.page_size : 0);
 
@@ -111,9 +117,17 @@ cudaError_t launch(const AttentionParams& params, int32_t* counters, int num_sms
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Traits::kSharedBytes);
   if (error != cudaSuccess) return error;
-  const int blocks = tiles < num_sms ? static_cast<int>(tiles) : num_sms;
+  const int blocks = tiles < device.num_sms ? static_cast<int>(tiles) : device.num_sms;
   kernel<<<blocks, Traits::kThreads, Traits::kSharedBytes, stream>>>(params, maps, schedule);
   return cudaGetLastError();
+}
+
+template <class Element, int kHeadDim>
+const PrefillInstance& prefill_instance() {
+  using T = Traits<Element, kHeadDim>;
+  static constexpr PrefillInstance instance{T::kTileQ, T::kSharedBytes, T::kConfig.name,
+                                            launch<T>};
+  return instance;
 }
 
 }  // namespace flash_gqa::cuda::sm90

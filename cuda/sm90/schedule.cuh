@@ -9,6 +9,7 @@ namespace flash_gqa::cuda::sm90 {
 // Filled on the host. `counters` are two words, zero between launches: each launch leaves them zero.
 struct Schedule {
   int32_t* counters;
+  int32_t min_rows;           // sequences of at most this many rows are another launch's
   int32_t tokens_per_tile;    // query tokens of one tile: kTileQ / group_size
   int32_t tiles_per_head;     // ceil(max_q_len / tokens_per_tile)
   int32_t heads_per_section;  // (sequence, KV head) pairs whose K and V fit in the L2 together
@@ -51,7 +52,8 @@ __device__ __forceinline__ WorkTile decode_work(const AttentionParams& params,
   w.sequence = read_sequence(params.batch, params.kv, b, params.fault);
   w.kv_head = head - b * params.num_kv_heads;
   w.first_token = tile * schedule.tokens_per_tile;
-  w.tokens = min_i32(schedule.tokens_per_tile, w.sequence.q_len - w.first_token);
+  const bool mine = static_cast<int64_t>(w.sequence.q_len) * schedule.group_size > schedule.min_rows;
+  w.tokens = mine ? min_i32(schedule.tokens_per_tile, w.sequence.q_len - w.first_token) : 0;
   w.mask = Mask{w.sequence.q_len, w.sequence.kv_len, params.causal, params.window,
                 params.sink_tokens,
                 params.prefix_lens != nullptr ? params.prefix_lens[b] : params.prefix_len};

@@ -20,13 +20,14 @@ struct FfmaMath {
   // Probabilities on their way from the threads that made them to the others of the same row. The
   // padding puts the four row pairs of a warp into different banks.
   struct Scratch {
-    alignas(16) float p[kTileQ][kTileKv + 4];
+    float p[kTileQ][kTileKv + 1];
   };
 
   int lane;  // among the threads of a row
   int first_row;
 
-  __device__ explicit FfmaMath(int thread) : lane(thread % kLanes), first_row(thread / kLanes * 2) {}
+  __device__ explicit FfmaMath(int thread)
+      : lane(thread % kLanes), first_row(thread / kLanes * 2) {}
 
   __device__ int row(int i) const { return first_row + i; }
   __device__ int first_key() const { return lane; }

@@ -16,11 +16,11 @@ namespace flash_gqa::cuda {
 template <class Element, int kHeadDim, int kRowWarps, int kRowTiles, int kKeyWarps, int kTileKv>
 struct MmaMath {
   static constexpr int kWarpKeys = kTileKv / kKeyWarps;
-  static constexpr int kRows = 2 * kRowTiles;   // rows of a thread
-  static constexpr int kKeys = kWarpKeys / 4;   // logits of a thread per row
-  static constexpr int kCols = kHeadDim / 4;    // outputs of a thread per row
-  static constexpr int kLanes = 4;              // threads that share a row
-  static constexpr int kKeyParts = kKeyWarps;   // softmax states per row
+  static constexpr int kRows = 2 * kRowTiles;  // rows of a thread
+  static constexpr int kKeys = kWarpKeys / 4;  // logits of a thread per row
+  static constexpr int kCols = kHeadDim / 4;   // outputs of a thread per row
+  static constexpr int kLanes = 4;             // threads that share a row
+  static constexpr int kKeyParts = kKeyWarps;  // softmax states per row
   static constexpr int kTileQ = kRowWarps * kRowTiles * 16;
   static constexpr int kThreads = 32 * kRowWarps * kKeyWarps;
   static_assert(kWarpKeys % 16 == 0 && kHeadDim % 16 == 0);
@@ -54,14 +54,15 @@ struct MmaMath {
     return fabsf(x) < 0.04f ? near : far;
   }
 
-  // s += q k^T. Tiles are anything with address() and move(): [kTileQ, kHeadDim], [kTileKv, kHeadDim].
+  // s += q k^T, with q [kTileQ, kHeadDim] and k [kTileKv, kHeadDim]: anything with address() and
+  // move().
   template <class QTile, class KTile>
   __device__ void multiply_qk(float (&s)[kRows][kKeys], const QTile& q, const KTile& k) const {
     const uint32_t q_at = q.address(warp_row + lane % 16, lane / 16);
-    const uint32_t k_at =
-        k.address(key_warp * kWarpKeys + lane / 16 * 8 + lane % 8, lane / 8 % 2);
-// Unrolled further, fragments are fetched so far ahead that 32 rows of 128 columns spill.
-#pragma unroll 2
+    const uint32_t k_at = k.address(key_warp * kWarpKeys + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    // Unrolled further, fragments are fetched so far ahead that 32 rows of 128 columns spill.
+    constexpr int kUnroll = kRowTiles * kHeadDim > 192 ? 2 : kHeadDim / 16;
+#pragma unroll kUnroll
     for (int d = 0; d < kHeadDim / 16; ++d) {
       uint32_t a[kRowTiles][4];
 #pragma unroll

@@ -13,22 +13,48 @@ struct LogitScale {
   float cap;
 
   __device__ LogitScale(float sm_scale, float soft_cap)
-      : factor(soft_cap > 0.0f ? sm_scale / soft_cap : sm_scale * kLog2E),
-        cap(soft_cap * kLog2E) {}
+      : factor(soft_cap > 0.0f ? sm_scale / soft_cap : sm_scale * kLog2E), cap(soft_cap * kLog2E) {}
 
   template <class Math>
   __device__ void apply(float (&s)[Math::kRows][Math::kKeys]) const {
 #pragma unroll
-    for (int i = 0; i < Math::kRows; ++i)
+    for (int i = 0; i < Math::kRows; ++i) {
 #pragma unroll
       for (int j = 0; j < Math::kKeys; ++j) s[i][j] *= factor;
-    if (!(cap > 0.0f)) return;
-#pragma unroll
-    for (int i = 0; i < Math::kRows; ++i)
+      if (!(cap > 0.0f)) continue;  // a branch per row: all rows at once would spill
 #pragma unroll
       for (int j = 0; j < Math::kKeys; ++j) s[i][j] = cap * Math::tanh(s[i][j]);
+    }
   }
 };
+
+// keys_of_row(r) says which keys row r of the tile sees. Offsets are taken from the thread's first
+// key, so that each comparison is with a constant.
+template <int kTileKv, class Math, class KeysOfRow>
+__device__ void mask_rows(float (&s)[Math::kRows][Math::kKeys], const Math& math, int32_t first_key,
+                          KeysOfRow&& keys_of_row) {
+  const int32_t base = first_key + math.first_key();
+#pragma unroll
+  for (int i = 0; i < Math::kRows; ++i) {
+    const KeyRange seen = keys_of_row(math.row(i));
+    if (tile_is_full(seen, first_key, kTileKv)) continue;
+    const KeyRange visible{seen.sink_end - base, seen.lo - base, seen.hi - base};
+#pragma unroll
+    for (int j = 0; j < Math::kKeys; ++j)
+      if (!visible.contains(Math::key_step(j))) s[i][j] = minus_infinity();
+  }
+}
+
+// Masks whole keys of the tile: bit j of `keys` is its j-th.
+template <class Math>
+__device__ void mask_keys(float (&s)[Math::kRows][Math::kKeys], const Math& math, uint64_t keys) {
+  keys >>= math.first_key();
+#pragma unroll
+  for (int j = 0; j < Math::kKeys; ++j)
+    if (keys >> Math::key_step(j) & 1)
+#pragma unroll
+      for (int i = 0; i < Math::kRows; ++i) s[i][j] = minus_infinity();
+}
 
 // One step of the online softmax: s becomes the unnormalised probabilities, o is rescaled to the
 // new maximum. Sums stay per thread until reduce_sums().

@@ -23,9 +23,12 @@ struct Tolerance {
 // rms is relative to the answer's own; a correctly rounded 16-bit output alone has 2^-9 / sqrt(3).
 Tolerance tolerance(DType dtype) {
   switch (dtype) {
-    case DType::kFloat32: return {2e-5, 2e-5, 3e-6, 2e-5};
-    case DType::kFloat16: return {2e-3, 2e-3, 6e-4, 3e-4};
-    default: return {1.5e-2, 1.5e-2, 4e-3, 3e-4};
+    case DType::kFloat32:
+      return {2e-5, 2e-5, 3e-6, 2e-5};
+    case DType::kFloat16:
+      return {2e-3, 2e-3, 6e-4, 3e-4};
+    default:
+      return {1.5e-2, 1.5e-2, 4e-3, 3e-4};
   }
 }
 
@@ -44,8 +47,8 @@ std::string compare(const Program& p, const Answer& want, const Outcome& got) {
   }
   if (worst > 1) {
     char text[160];
-    std::snprintf(text, sizeof text, "o[%zu] (row %zu head %zu col %zu) is %g, expected %g", worst_at,
-                  worst_at / (p.num_q_heads() * p.head_dim),
+    std::snprintf(text, sizeof text, "o[%zu] (row %zu head %zu col %zu) is %g, expected %g",
+                  worst_at, worst_at / (p.num_q_heads() * p.head_dim),
                   worst_at / p.head_dim % p.num_q_heads(), worst_at % p.head_dim,
                   static_cast<double>(got.o.get(static_cast<int64_t>(worst_at))), want.o[worst_at]);
     return text;
@@ -71,7 +74,8 @@ bool same_bits(const Outcome& a, const Outcome& b) {
 Outcome rows_of(const Program& p, const Outcome& all, int b) {
   int64_t first = 0;
   for (int i = 0; i < b; ++i) first += p.q_lens[i];
-  const int64_t row_bytes = static_cast<int64_t>(p.num_q_heads()) * p.head_dim * dtype_bytes(p.dtype);
+  const int64_t row_bytes =
+      static_cast<int64_t>(p.num_q_heads()) * p.head_dim * dtype_bytes(p.dtype);
   Outcome part = all;
   part.o.bytes.assign(all.o.bytes.begin() + first * row_bytes,
                       all.o.bytes.begin() + (first + p.q_lens[b]) * row_bytes);

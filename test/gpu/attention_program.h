@@ -70,17 +70,22 @@ struct Program {
   }
   std::string describe() const {
     const char* names[] = {"f32", "f16", "bf16"};
-    std::string text = std::string(names[static_cast<int>(dtype)]) + " kv_heads " +
-                       std::to_string(num_kv_heads) + " group " + std::to_string(group_size) +
-                       " d " + std::to_string(head_dim) + " q/kv";
-    for (int b = 0; b < batch_size(); ++b)
-      text += " " + std::to_string(q_lens[b]) + "/" + std::to_string(kv_lens[b]);
-    text += (causal ? " causal" : " full") + std::string(" window ") + std::to_string(window) +
-            " sinks " + std::to_string(sink_tokens) + " prefix " + std::to_string(prefix_len) +
-            (prefix_lens.empty() ? "" : "*") + " cap " + std::to_string(soft_cap) + " split " +
-            std::to_string(fixed_split) + (sink_logits.empty() ? "" : " sink_logits") +
-            (paged ? " page " + std::to_string(page_size) : " dense") + " sms " +
-            std::to_string(num_sms) + (bad_page >= 0 ? " bad page " + std::to_string(bad_page) : "");
+    char part[256];
+    std::snprintf(part, sizeof part, "%s kv_heads %d group %d d %d", names[static_cast<int>(dtype)],
+                  num_kv_heads, group_size, head_dim);
+    std::string text = part;
+    for (int b = 0; b < batch_size(); ++b) {
+      std::snprintf(part, sizeof part, " %d/%d", q_lens[b], kv_lens[b]);
+      text += part;
+    }
+    std::snprintf(
+        part, sizeof part,
+        " %s window %d sink_tokens %d prefix %d%s cap %g split %d%s %s %d bad_page %d sms %d",
+        causal ? "causal" : "full", window, sink_tokens, prefix_len,
+        prefix_lens.empty() ? "" : " (own)", soft_cap, fixed_split,
+        sink_logits.empty() ? "" : " sink_logits", paged ? "pages of" : "dense", page_size,
+        bad_page, num_sms);
+    text += part;
     return text;
   }
 };
@@ -96,20 +101,30 @@ inline Program random_program(Random& random) {
   const auto q_len = [&] {
     switch (random.range(0, 5)) {
       case 0:
-      case 1: return 1;
-      case 2: return random.range(2, 9);
-      case 3: return random.range(10, 40);
-      case 4: return random.pick<int>({37, 64, 65, 97, 113});
-      default: return random.chance(50) ? 0 : random.range(100, 200);
+      case 1:
+        return 1;
+      case 2:
+        return random.range(2, 9);
+      case 3:
+        return random.range(10, 40);
+      case 4:
+        return random.pick<int>({37, 64, 65, 97, 113});
+      default:
+        return random.chance(50) ? 0 : random.range(100, 200);
     }
   };
   const auto kv_len = [&](int q) {
     switch (random.range(0, 5)) {
-      case 0: return q;
-      case 1: return q + random.range(0, 70);
-      case 2: return random.range(0, 40);  // may be shorter than q: the first rows see nothing
-      case 3: return q + random.pick<int>({1, 63, 64, 65, 127, 128, 129, 576});
-      default: return q + random.range(100, 700);
+      case 0:
+        return q;
+      case 1:
+        return q + random.range(0, 70);
+      case 2:
+        return random.range(0, 40);  // may be shorter than q: the first rows see nothing
+      case 3:
+        return q + random.pick<int>({1, 63, 64, 65, 127, 128, 129, 576});
+      default:
+        return q + random.range(100, 700);
     }
   };
   const bool uniform = random.chance(35);
@@ -149,7 +164,7 @@ inline bool sees(const Program& p, int b, int position, int key) {
   return causal && (near || key < p.sink_tokens);
 }
 
-struct Values {  // already rounded to the dtype
+struct Values {          // already rounded to the dtype
   std::vector<float> q;  // [total_q, num_q_heads, head_dim]
   std::vector<float> k;  // [total_kv, num_kv_heads, head_dim]
   std::vector<float> v;  // as k
@@ -164,12 +179,13 @@ inline void reference_row(const Program& p, const Values& x, int b, int kv_start
                           int64_t q_row, int head, Answer& out) {
   const int d = p.head_dim, kv_heads = p.num_kv_heads;
   const float* q = &x.q[(q_row * p.num_q_heads() + head) * d];
-  double top = p.sink_logits.empty() ? -std::numeric_limits<double>::infinity()
-                                     : p.sink_logits[head];
+  double top =
+      p.sink_logits.empty() ? -std::numeric_limits<double>::infinity() : p.sink_logits[head];
   std::vector<double> logits(p.kv_lens[b], -std::numeric_limits<double>::infinity());
   for (int j = 0; j < p.kv_lens[b]; ++j) {
     if (!sees(p, b, position, j)) continue;
-    const float* k = &x.k[(static_cast<int64_t>(kv_start + j) * kv_heads + head / p.group_size) * d];
+    const float* k =
+        &x.k[(static_cast<int64_t>(kv_start + j) * kv_heads + head / p.group_size) * d];
     double s = 0;
     for (int i = 0; i < d; ++i) s += static_cast<double>(q[i]) * k[i];
     s *= p.sm_scale;
@@ -186,7 +202,8 @@ inline void reference_row(const Program& p, const Values& x, int b, int kv_start
   for (int j = 0; j < p.kv_lens[b]; ++j) {
     if (std::isinf(logits[j])) continue;
     const double weight = std::exp(logits[j] - top) / sum;
-    const float* v = &x.v[(static_cast<int64_t>(kv_start + j) * kv_heads + head / p.group_size) * d];
+    const float* v =
+        &x.v[(static_cast<int64_t>(kv_start + j) * kv_heads + head / p.group_size) * d];
     for (int i = 0; i < d; ++i) o[i] += weight * v[i];
   }
   lse = top + std::log(sum);

@@ -1,5 +1,5 @@
-// Plain timings: prefill in TFLOP/s, decode in microseconds per call. Calls run back to back in a CUDA
-// graph; K and V rotate over more than 300 MB, so that the L2 does not answer for the memory.
+// Plain timings: prefill in TFLOP/s, decode in microseconds per call. Calls run back to back in a
+// CUDA graph; K and V rotate over more than 300 MB, so that the L2 does not answer for the memory.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@ class TimedCall {
       : shape_(shape),
         device_(device),
         copy_bytes_(2ll * shape.batch * shape.kv_len * shape.num_kv_heads * shape.head_dim * 2),
-        copies_(static_cast<int>(std::clamp<int64_t>(320'000'000 / copy_bytes_ + 1, 1, 64))),
+        copies_(static_cast<int>(std::clamp<int64_t>(320'000'000 / copy_bytes_ + 1, 1, 640))),
         q_(q_bytes()),
         o_(q_bytes()),
         kv_(copy_bytes_ * copies_),
@@ -45,7 +45,8 @@ class TimedCall {
     check(cudaEventCreate(&stop), "event");
     check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capture");
     for (int i = 0; i < calls; ++i)
-      check(cuda::attention(params(i % copies_), workspace_.as<void>(), device_, stream), "attention");
+      check(cuda::attention(params(i % copies_), workspace_.as<void>(), device_, stream),
+            "attention");
     check(cudaStreamEndCapture(stream, &graph), "capture");
     check(cudaGraphInstantiate(&exec, graph, 0), "graph");
     std::vector<float> times;
@@ -67,6 +68,7 @@ class TimedCall {
     return times[times.size() / 2];
   }
 
+  int copies() const { return copies_; }
   double kv_bytes() const { return static_cast<double>(copy_bytes_); }
 
  private:
@@ -148,18 +150,19 @@ inline void time_prefill(const Shape& s, const cuda::DeviceTraits& device) {
   TimedCall call(s, device);
   const double us = call.microseconds(4, 5);
   const double flops = 4.0 * s.batch * s.num_q_heads * s.head_dim * pairs(s);
-  std::printf("prefill %2d x %5d  %2d/%-2d  d %3d  window %5d  page %3d  %9.1f us  %6.1f TFLOP/s  %s\n",
-              s.batch, s.q_len, s.num_q_heads, s.num_kv_heads, s.head_dim, s.window, s.page_size, us,
-              flops / us * 1e-6, call.kernel());
+  std::printf(
+      "prefill %2d x %5d  %2d/%-2d  d %3d  window %5d  page %3d  %9.1f us  %6.1f TFLOP/s  %s\n",
+      s.batch, s.q_len, s.num_q_heads, s.num_kv_heads, s.head_dim, s.window, s.page_size, us,
+      flops / us * 1e-6, call.kernel());
 }
 
 inline void time_decode(const Shape& s, const cuda::DeviceTraits& device) {
   TimedCall call(s, device);
-  const double us = call.microseconds(16, 7);
+  const double us = call.microseconds(std::max(16, call.copies()), 7);
   const double seen = s.window > 0 ? std::min(1.0, static_cast<double>(s.window) / s.kv_len) : 1.0;
   std::printf("decode %3d x %6d  %2d/%-2d  d %3d  window %5d  page %3d  %9.2f us  %7.1f GB/s  %s\n",
-              s.batch, s.kv_len, s.num_q_heads, s.num_kv_heads, s.head_dim, s.window, s.page_size, us,
-              call.kv_bytes() * seen / us * 1e-3, call.kernel());
+              s.batch, s.kv_len, s.num_q_heads, s.num_kv_heads, s.head_dim, s.window, s.page_size,
+              us, call.kv_bytes() * seen / us * 1e-3, call.kernel());
 }
 
 inline void time_all(const cuda::DeviceTraits& device) {
@@ -170,10 +173,10 @@ inline void time_all(const cuda::DeviceTraits& device) {
     time_prefill({1, 16, 8, 256, s, s, 0, 0}, device);
   }
   time_prefill({1, 32, 8, 128, 32768, 32768, 4096, 0}, device);
-  const int rows[][3] = {{1, 1024, 8}, {1, 8192, 8},   {1, 32768, 8},  {1, 131072, 8}, {8, 8192, 8},
-                         {32, 4096, 8}, {64, 8192, 8},  {128, 2048, 8}, {1, 1024, 32},  {1, 8192, 32},
-                         {8, 8192, 32}, {1, 1024, 1},   {1, 8192, 1},   {1, 32768, 1},  {1, 131072, 1},
-                         {8, 8192, 1},  {64, 8192, 1},  {128, 2048, 1}};
+  const int rows[][3] = {
+      {1, 1024, 8},  {1, 8192, 8},   {1, 32768, 8},  {1, 131072, 8}, {8, 8192, 8},  {32, 4096, 8},
+      {64, 8192, 8}, {128, 2048, 8}, {1, 1024, 32},  {1, 8192, 32},  {8, 8192, 32}, {1, 1024, 1},
+      {1, 8192, 1},  {1, 32768, 1},  {1, 131072, 1}, {8, 8192, 1},   {64, 8192, 1}, {128, 2048, 1}};
   for (const auto& [batch, kv_len, kv_heads] : rows)
     time_decode({batch, 32, kv_heads, 128, 1, kv_len, 0, 0}, device);
   for (int page : {16, 64}) {

@@ -80,9 +80,7 @@ inline float from_bits16(DType dtype, uint16_t bits) {
     std::memcpy(&x, &wide, 4);
     return x;
   }
-  __half h;
-  std::memcpy(&h, &bits, 2);
-  return __half2float(h);
+  return __half2float(__ushort_as_half(bits));
 }
 
 // Elements of a dtype in host memory, NaN until set.
@@ -207,7 +205,8 @@ inline PagedCache make_cache(const Program& p, const Values& x, Random& random) 
   return cache;
 }
 
-inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device, uint64_t layout_seed) {
+inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
+                   uint64_t layout_seed) {
   Random random(layout_seed);
   const int batch = p.batch_size(), d = p.head_dim;
   const std::vector<int32_t> cu_q = prefix_sums(p.q_lens), cu_k = prefix_sums(p.kv_lens);
