@@ -11,6 +11,9 @@
 namespace flash_gqa {
 namespace {
 
+// The fault word, and behind it the counters of cuda/attention.h.
+constexpr size_t kWordBytes = (1 + cuda::kNumCounters) * sizeof(int32_t);
+
 bool is_set(const char* name) {
   const char* value = std::getenv(name);
   return value != nullptr && std::strcmp(value, "1") == 0;
@@ -36,6 +39,11 @@ CudaBackend::CudaBackend(int32_t index)
   context_.check(cuda::check_kernel_image(), "device");
 
   traits_.sm = 10 * properties.major + properties.minor;
+  // Makes a newer card run the kernels of an older one, so that they are tested and measured.
+  if (const char* sm = std::getenv("FLASH_GQA_SM")) {
+    const int wanted = std::atoi(sm);
+    if (wanted >= 80) traits_.sm = std::min(traits_.sm, wanted);
+  }
   traits_.num_sms = properties.multiProcessorCount;
   traits_.max_smem = properties.sharedMemPerBlockOptin;
   // Makes a big card choose the tiles of a small one, so that they are tested.
@@ -47,8 +55,9 @@ CudaBackend::CudaBackend(int32_t index)
   context_.check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "device");
   blocks_ = std::make_unique<CudaBlocks>(stream_.handle);
   pool_ = std::make_unique<Pool>(*blocks_);
-  fault_ = static_cast<int32_t*>(pool_->allocate(sizeof(int32_t)));
-  context_.check(cudaMemsetAsync(fault_, 0, sizeof(int32_t), stream_.handle), "device");
+  fault_ = static_cast<int32_t*>(pool_->allocate(kWordBytes));
+  context_.check(cudaMemsetAsync(fault_, 0, kWordBytes, stream_.handle), "device");
+  traits_.counters = fault_ + 1;
   uploads_ = std::make_unique<UploadRing>(stream_.handle);
   waiter_ = std::make_unique<CudaWaiter>(context_);
   loader_ = std::make_unique<CudaLoader>(context_);
@@ -71,7 +80,7 @@ CudaBackend::~CudaBackend() {
   loader_ = nullptr;
   waiter_ = nullptr;
   cudaStreamSynchronize(stream_.handle);
-  pool_->release(fault_, sizeof(int32_t));
+  pool_->release(fault_, kWordBytes);
   cublas_ = nullptr;
   uploads_ = nullptr;
   pool_ = nullptr;

@@ -4,6 +4,9 @@
 #include "decode/split.h"
 #include "dispatch.h"
 #include "forward_args.h"
+#ifdef FLASH_GQA_SM90
+#include "sm90/prefill.h"
+#endif
 
 namespace flash_gqa::cuda {
 namespace {
@@ -22,6 +25,7 @@ struct Plan {
   int count = 0;
   size_t partial_o_bytes = 0;  // launches follow each other on one stream and share the memory
   size_t partial_state_bytes = 0;
+  bool hopper_prefill = false;  // sequences of more rows than kShort takes go to sm90/
 };
 
 const Family* find_family(const AttentionParams& params) {
@@ -79,6 +83,20 @@ void choose_splits(Launch& launch, Route route, const DeviceTraits& device) {
       max_i32(1, min_i32(static_cast<int32_t>(fill), ceil_div(tiles, kMinTilesPerSplit)));
 }
 
+// The Hopper kernel divides rows and heads among blocks, never keys: with too few tiles to occupy a
+// quarter of the device, the kernels that split keys are faster. Depends on the shape alone, not on
+// lengths, so that paged and dense keys take the same way.
+bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
+                          [[maybe_unused]] const DeviceTraits& device) {
+#ifdef FLASH_GQA_SM90
+  if (!sm90::prefill_supports(params, device)) return false;
+  const int64_t rows = static_cast<int64_t>(max_q_len(params.batch)) * params.num_q_heads;
+  return params.fixed_split > 0 || rows * params.batch.batch_size >= device.num_sms / 4 * 128;
+#else
+  return false;
+#endif
+}
+
 Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
   Plan plan;
   const BatchView& batch = params.batch;
@@ -92,6 +110,10 @@ Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
     const int32_t min_rows = route == 0 ? 0 : kRouteMaxRows[route - 1];
     const int32_t max_rows = kRouteMaxRows[route];
     if (longest <= min_rows || shortest > max_rows) continue;
+    if (route == kPrefill && takes_hopper_prefill(params, device)) {
+      plan.hopper_prefill = true;
+      continue;
+    }
 
     Launch& launch = plan.launches[plan.count++];
     launch.variant = find_variant(*family, static_cast<Route>(route), device);
@@ -182,12 +204,18 @@ cudaError_t attention(const AttentionParams& params, void* workspace, const Devi
       });
     if (status != cudaSuccess) return status;
   }
+#ifdef FLASH_GQA_SM90
+  if (plan.hopper_prefill) return sm90::prefill(params, kRouteMaxRows[kShort], device, stream);
+#endif
   return cudaSuccess;
 }
 
 const char* explain(const AttentionParams& params, const DeviceTraits& device) {
   if (!heads_divide(params)) return "none";
   const Plan plan = make_plan(params, device);
+#ifdef FLASH_GQA_SM90
+  if (plan.hopper_prefill) return sm90::prefill_name(params);
+#endif
   return plan.count > 0 ? plan.launches[plan.count - 1].variant->name : "none";
 }
 

@@ -15,8 +15,8 @@ struct DeviceTraits {
   int sm;  // 10 * major + minor
   int num_sms;
   size_t max_smem;
-  // Words that are zero between launches on the stream: kernels whose blocks draw work or wait for each
-  // other leave them so. kNumCounters of them, or null: such kernels are not used.
+  // Words that are zero between launches on the stream: kernels whose blocks draw work or wait for
+  // each other leave them so. kNumCounters of them, or null: such kernels are not used.
   int32_t* counters;
 };
 constexpr int kNumCounters = 4096;

@@ -42,8 +42,8 @@ struct RowMerge {
   }
 };
 
-// Writes columns [col, col + kStoreCols) of a row whose keys are all merged. o_row is its index in lse;
-// times head_dim: its offset in o.
+// Writes columns [col, col + kStoreCols) of a row whose keys are all merged. o_row is its index in
+// lse; times head_dim: its offset in o.
 template <class Element>
 __device__ void store_row(const AttentionParams& params, int64_t o_row, int32_t head, int32_t col,
                           RowMerge row) {

@@ -64,8 +64,8 @@ GQA_HOST_DEVICE Sequence read_sequence(const BatchView& batch, const KvView& kv,
   return s;
 }
 
-// The sequence that packed query row `row` can belong to, or -1. Offsets are not trusted: the caller
-// still asks read_sequence() whether the row lies in it.
+// The sequence that packed query row `row` can belong to, or -1. Offsets are not trusted: the
+// caller still asks read_sequence() whether the row lies in it.
 GQA_HOST_DEVICE int32_t sequence_of_row(const BatchView& batch, int32_t row) {
   if (batch.cu_seqlens_q == nullptr) {
     const int32_t b = batch.uniform_q_len > 0 ? row / batch.uniform_q_len : batch.batch_size;
@@ -138,11 +138,8 @@ struct KvSource {
 
   // The checked page id behind key `key` < kv_len, or -1 (reported): such keys must be treated as
   // masked.
-  GQA_HOST_DEVICE int32_t page_of(int32_t key) const { return checked_page(page_entry(key)); }
-
-  // The two halves of page_of(), for loops that read entries long before they need them.
-  GQA_HOST_DEVICE int32_t page_entry(int32_t key) const { return pages[key >> page_shift]; }
-  GQA_HOST_DEVICE int32_t checked_page(int32_t page) const {
+  GQA_HOST_DEVICE int32_t page_of(int32_t key) const {
+    const int32_t page = pages[key >> page_shift];
     if (page >= 0 && page < num_pages) return page;
     set_fault(fault, kFaultPageId);
     return -1;

@@ -23,7 +23,8 @@ struct KeyRange {
   int32_t lo;
   int32_t hi;
 
-  // No short circuit: kernels evaluate this for whole tiles, where a branch costs more than a comparison.
+  // No short circuit: kernels evaluate this for whole tiles, where a branch costs more than a
+  // comparison.
   GQA_HOST_DEVICE bool contains(int32_t key) const {
     return (static_cast<uint32_t>(key - lo) < static_cast<uint32_t>(hi - lo)) | (key < sink_end);
   }

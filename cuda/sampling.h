@@ -35,8 +35,8 @@ GQA_HOST_DEVICE uint32_t mul_fraction(uint32_t fraction, uint32_t b) {
   return static_cast<uint32_t>(static_cast<uint64_t>(fraction) * b >> 32);
 }
 
-// exp((logit - max) / temperature) in units of 2^-40, relative error 2^-26; temperature > 0. A logit
-// of -infinity weighs nothing, also where no other is larger.
+// exp((logit - max) / temperature) in units of 2^-40, relative error 2^-26; temperature > 0. A
+// logit of -infinity weighs nothing, also where no other is larger.
 GQA_HOST_DEVICE uint64_t sampling_weight(float logit, float max, float temperature) {
   if (logit == minus_infinity()) return 0;
   if (logit == max) return uint64_t{1} << kWeightBits;

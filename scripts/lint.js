@@ -23,6 +23,7 @@ const checks = [
     ]),
   () => runTool("@biomejs/biome", ["check", "--error-on-warnings", ROOT]),
   () => runTool("typescript", ["--noEmit", "-p", ROOT], "tsc"),
+  () => runTool("typescript", ["-p", path.join(ROOT, "test")], "tsc"),
 ];
 
 for (const check of checks) {

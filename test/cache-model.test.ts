@@ -22,22 +22,22 @@ const operation: fc.Arbitrary<Op> = fc.oneof(
   { weight: 2, arbitrary: fc.constant<Op>({ kind: "open" }) },
   {
     weight: 8,
-    arbitrary: fc.record<Op>({
-      kind: fc.constant("plan"),
+    arbitrary: fc.record({
+      kind: fc.constant("plan" as const),
       who: fc.array(index, { minLength: 1, maxLength: 3 }),
       tokens: fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 3, maxLength: 3 }),
       commit: fc.boolean(),
-    } as never),
+    }),
   },
-  { weight: 2, arbitrary: fc.record<Op>({ kind: fc.constant("fork"), who: index } as never) },
-  { weight: 1, arbitrary: fc.record<Op>({ kind: fc.constant("close"), who: index } as never) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant("fork" as const), who: index }) },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant("close" as const), who: index }) },
   {
     weight: 2,
-    arbitrary: fc.record<Op>({
-      kind: fc.constant("truncate"),
+    arbitrary: fc.record({
+      kind: fc.constant("truncate" as const),
       who: index,
       by: fc.nat(12),
-    } as never),
+    }),
   },
 );
 

@@ -1,7 +1,7 @@
 // A step's life on a device: what it refuses, what it sends, whose its outputs are, and graphs of it.
 
 import { afterEach, describe, expect, it, vi } from "vitest";
-import type { KvCache, KvCacheConfig } from "../lib/index";
+import type { KvCache, KvCacheConfig, Sequence } from "../lib/index";
 import { addon } from "../lib/native";
 import { testDevice } from "./support/device";
 import { caught, expectError } from "./support/errors";

@@ -334,6 +334,6 @@ describe("the order in which things end", () => {
       cache.dispose();
     }
     await device.synchronize();
-    expect(device.memory().allocated).toBe(before);
+    expect(device.memory().allocated).toBeLessThanOrEqual(before);
   });
 });

@@ -70,7 +70,9 @@ describe("memory", () => {
       if (i % 100 === 0) await device.synchronize();
     }
     await device.synchronize();
-    expect({ buffers: addon.liveBuffers(), bytes: device.memory().allocated }).toEqual(before);
+    // Less is possible: the garbage collector takes what earlier tests left behind.
+    expect(addon.liveBuffers()).toBeLessThanOrEqual(before.buffers);
+    expect(device.memory().allocated).toBeLessThanOrEqual(before.bytes);
     expect(process.memoryUsage().external - external).toBeLessThan(8 << 20);
   });
 
@@ -83,7 +85,7 @@ describe("memory", () => {
       other.dispose();
       await pending.catch(() => {});
     }
-    expect(addon.liveBuffers()).toBe(before);
+    expect(addon.liveBuffers()).toBeLessThanOrEqual(before);
   });
 
   it("of attention grows by the tile, not by the square of the length", async () => {

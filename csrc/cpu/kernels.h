@@ -1,4 +1,5 @@
-// The operations of backend.h on the CPU: run now, on the calling thread and the process's pool. No queue, no Node-API.
+// The operations of backend.h on the CPU: run now, on the calling thread and the process's pool. No
+// queue, no Node-API.
 #pragma once
 
 #include <string>

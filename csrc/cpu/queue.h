@@ -1,4 +1,5 @@
-// The in-order queue of one CPU backend: closures that run one after another on a thread of its own.
+// The in-order queue of one CPU backend: closures that run one after another on a thread of its
+// own.
 #pragma once
 
 #include <atomic>

@@ -1,5 +1,6 @@
-// The consumer warpgroups of the Hopper forward kernel: Algorithm 1 of FlashAttention-3 (Shah et al. 2024), each
-// warpgroup with 64 rows of the tile. Row r of a tile is token r / group_size, head r % group_size.
+// The consumer warpgroups of the Hopper forward kernel: Algorithm 1 of FlashAttention-3 (Shah et
+// al. 2024), each warpgroup with 64 rows of the tile. Row r of a tile is token r / group_size, head
+// r % group_size.
 #pragma once
 
 #include "../softmax.h"
@@ -31,10 +32,10 @@ struct Consumer {
   KeyRange row_keys[2];
   KeyRange common;  // what all rows of this warpgroup see
 
-  float rS[kTileKv / 2];          // [64, kTileKv] scores of this tile
-  float rO[kHeadDim / 2];         // [64, kHeadDim] output, unnormalised
-  uint32_t rP[kTileKv / 16][4];   // [64, kTileKv] probabilities, as operand A
-  SoftmaxState state[2];          // sum: this thread's share of the row
+  float rS[kTileKv / 2];         // [64, kTileKv] scores of this tile
+  float rO[kHeadDim / 2];        // [64, kHeadDim] output, unnormalised
+  uint32_t rP[kTileKv / 16][4];  // [64, kTileKv] probabilities, as operand A
+  SoftmaxState state[2];         // sum: this thread's share of the row
 
   __device__ __forceinline__ void take_turn() {
     if constexpr (Traits::kConfig.ping_pong) ptx::named_barrier_sync(kTurnBarrier + warpgroup, 256);
@@ -47,9 +48,9 @@ struct Consumer {
 
   // rS = sQ * sK^T, left in flight.
   __device__ __forceinline__ void start_scores(int q_slot, int k_slot) {
-    const uint64_t q = smem_descriptor(
-        shared_address(shared.q[q_slot].data) + warpgroup * 64 * 128, 16);
-    const uint64_t k = smem_descriptor(shared_address(shared.k[k_slot].data), 16);
+    const uint64_t q =
+        smem_descriptor(ptx::smem_address(shared.q[q_slot].data) + warpgroup * 64 * 128, 16);
+    const uint64_t k = smem_descriptor(ptx::smem_address(shared.k[k_slot].data), 16);
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kHeadDim / 16; ++c) {
@@ -62,16 +63,15 @@ struct Consumer {
 
   // rO += rP * sV, left in flight.
   __device__ __forceinline__ void start_values(int v_slot) {
-    const uint64_t v =
-        smem_descriptor(shared_address(shared.v[v_slot].data), kTileKv * 128);
+    const uint64_t v = smem_descriptor(ptx::smem_address(shared.v[v_slot].data), kTileKv * 128);
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kTileKv / 16; ++c) ValueProduct::rs(rO, rP[c], advance(v, c * 16 * 128));
     wgmma_commit();
   }
 
-  // Probabilities of masked keys are 0, but 0 * NaN is NaN: value rows beyond the sequence may hold anything. Both
-  // warpgroups write the same zeros.
+  // Probabilities of masked keys are 0, but 0 * NaN is NaN: value rows beyond the sequence may hold
+  // anything. Both warpgroups write the same zeros.
   __device__ __forceinline__ void clear_tail(int v_slot, int32_t first_key, int32_t kv_len) {
     const int32_t first_row = kv_len - first_key;
     if (first_row >= kTileKv) return;
@@ -205,10 +205,11 @@ struct Consumer {
       const int c = i % kChunks;
       const int32_t token = schedule.token_of(row);
       if (token >= work.tokens || c * 8 >= params.head_dim) continue;
-      const int64_t out_row = (first_row + token) * params.num_q_heads + first_head + row -
-                              token * schedule.group_size;
+      const int64_t out_row =
+          (first_row + token) * params.num_q_heads + first_head + row - token * schedule.group_size;
       *reinterpret_cast<uint4*>(&o[out_row * params.head_dim + c * 8]) =
-          *reinterpret_cast<const uint4*>(&shared.q[q_slot].data[c / 8][row][(c % 8 ^ row % 8) * 8]);
+          *reinterpret_cast<const uint4*>(
+              &shared.q[q_slot].data[c / 8][row][(c % 8 ^ row % 8) * 8]);
     }
     // The copy engine writes the next Q here.
     fence_async_proxy();
@@ -245,8 +246,9 @@ struct Consumer {
         softmax(tiles.key(i), factor);
         pack_probabilities();
       }
-      // Scores of tile i and values of tile i + 1 are in flight together; the softmax of tile i runs
-      // behind the latter. Peeled, not branched: the compiler must see each product meet its wait.
+      // Scores of tile i and values of tile i + 1 are in flight together; the softmax of tile i
+      // runs behind the latter. Peeled, not branched: the compiler must see each product meet its
+      // wait.
       for (--i; i >= 0; --i) {
         barrier_wait(shared.k_full[k.slot], k.parity);
         take_turn();

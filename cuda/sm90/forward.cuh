@@ -1,4 +1,5 @@
-// The Hopper forward kernel: one producer warp feeds consumer warpgroups through shared-memory rings.
+// The Hopper forward kernel: one producer warp feeds consumer warpgroups through shared-memory
+// rings.
 #pragma once
 
 #include "consumer.cuh"
@@ -31,16 +32,16 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   }
   __syncthreads();
 
-  // One plain branch on the thread index: only then does the compiler give each role its own registers.
+  // One plain branch on the thread index: only then does the compiler give each role its own
+  // registers.
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.producer_registers));
     if (threadIdx.x < 32) produce<Traits>(shared, params, maps, schedule);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.consumer_registers));
-    // Broadcast, so that the compiler knows it is the same in a whole warp: matrix descriptors live in
-    // uniform registers.
-    const int warpgroup =
-        __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128) - 1, 0);
+    // Broadcast, so that the compiler knows it is the same in a whole warp: matrix descriptors live
+    // in uniform registers.
+    const int warpgroup = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 128) - 1, 0);
     Consumer<Traits> consumer{shared, params, schedule, warpgroup,
                               static_cast<int>(threadIdx.x % 128)};
     consumer.run();

@@ -8,8 +8,8 @@
 
 namespace flash_gqa::cuda::sm90 {
 
-// A tile as the copy engine writes it with its 128-byte swizzle: column halves of 64 16-bit values, rows of 128 bytes,
-// 16-byte chunks permuted by the row.
+// A tile as the copy engine writes it with its 128-byte swizzle: column halves of 64 16-bit values,
+// rows of 128 bytes, 16-byte chunks permuted by the row.
 template <class Element, int kRows, int kHeadDim>
 struct TmaTile {
   static constexpr int kHalves = (kHeadDim + 63) / 64;
@@ -27,22 +27,23 @@ struct TmaTile {
   }
 };
 
-// Tensor maps of K and V: [pages, num_kv_heads, keys of a page, head_dim], where dense K and V are one page of
-// total_kv keys; columns beyond head_dim and pages beyond the last arrive as zeros.
+// Tensor maps of K and V: [pages, num_kv_heads, keys of a page, head_dim], where dense K and V are
+// one page of total_kv keys; columns beyond head_dim and pages beyond the last arrive as zeros.
 struct KvMaps {
   CUtensorMap k;
   CUtensorMap v;
 };
 
-// Loads key or value rows from `first_key` on; run by one whole warp. Pages that no row sees are not looked up: their
-// box comes from beyond the last page, as zeros, and so does that of an invalid page id.
+// Loads key or value rows from `first_key` on; run by one whole warp. Pages that no row sees are
+// not looked up: their box comes from beyond the last page, as zeros, and so does that of an
+// invalid page id.
 template <class Tile>
 struct KvLoader {
   const KvSource& source;
   const KeyRange& keys;  // that at least one row sees
   int32_t kv_start;
   int32_t kv_head;
-  int32_t box_keys;      // key rows of one box; a tile is a whole number of boxes
+  int32_t box_keys;  // key rows of one box; a tile is a whole number of boxes
   int32_t tile_keys;
 
   __device__ __forceinline__ void load(Tile& dst, const CUtensorMap& map, Barrier& full,
@@ -55,8 +56,7 @@ struct KvLoader {
       int32_t row = kv_start + key;
       int32_t page = 0;
       if (source.paged()) {
-        const bool seen =
-            key < keys.sink_end || (key < keys.hi && key + box_keys > keys.lo);
+        const bool seen = key < keys.sink_end || (key < keys.hi && key + box_keys > keys.lo);
         page = seen ? source.page_of(key) : -1;
         if (page < 0) page = source.num_pages;
         row = key & source.page_mask;

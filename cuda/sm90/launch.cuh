@@ -9,7 +9,8 @@
 
 namespace flash_gqa::cuda::sm90 {
 
-// cuTensorMapEncodeTiled computes on the host alone; taken from the driver, so that nothing links to it.
+// cuTensorMapEncodeTiled computes on the host alone; taken from the driver, so that nothing links
+// to it.
 inline PFN_cuTensorMapEncodeTiled_v12000 tensor_map_encoder() {
   static const PFN_cuTensorMapEncodeTiled_v12000 encode = [] {
     void* function = nullptr;
@@ -32,8 +33,8 @@ bool encode_map(CUtensorMap& map, DType dtype, const void* base, const uint64_t 
   if (encode == nullptr) return false;
   uint32_t steps[kRank];
   for (uint32_t& step : steps) step = 1;
-  const auto type = dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                             : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const auto type =
+      dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   return encode(&map, type, kRank, const_cast<void*>(base), dims, strides, box, steps,
                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
@@ -90,8 +91,7 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, const Device
   schedule.group_size = params.num_q_heads / params.num_kv_heads;
   schedule.group_inverse = 65536 / schedule.group_size + 1;
   schedule.tokens_per_tile = Traits::kTileQ / schedule.group_size;
-  const int32_t max_q_len =
-      batch.cu_seqlens_q != nullptr ? batch.max_q_len : batch.uniform_q_len;
+  const int32_t max_q_len = batch.cu_seqlens_q != nullptr ? batch.max_q_len : batch.uniform_q_len;
   schedule.tiles_per_head =
       max_q_len / schedule.tokens_per_tile + (max_q_len % schedule.tokens_per_tile != 0);
   const int64_t total_heads = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads;
@@ -103,8 +103,9 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, const Device
   const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
   const int64_t kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
   const int64_t heads = kSectionBytes / (kv_len * params.head_dim * 4 + 1);
-  schedule.heads_per_section =
-      static_cast<int32_t>(heads < 1 ? 1 : heads < total_heads ? heads : total_heads);
+  schedule.heads_per_section = static_cast<int32_t>(heads < 1             ? 1
+                                                    : heads < total_heads ? heads
+                                                                          : total_heads);
   schedule.box_keys =
       box_keys(Traits::kTileKv, params.kv.page_table != nullptr ? params.kv.page_size : 0);
 
@@ -125,8 +126,7 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, const Device
 template <class Element, int kHeadDim>
 const PrefillInstance& prefill_instance() {
   using T = Traits<Element, kHeadDim>;
-  static constexpr PrefillInstance instance{T::kTileQ, T::kSharedBytes, T::kConfig.name,
-                                            launch<T>};
+  static constexpr PrefillInstance instance{T::kTileQ, T::kSharedBytes, T::kConfig.name, launch<T>};
   return instance;
 }
 

@@ -1,6 +1,5 @@
-#include "prefill.h"
-
 #include "../dispatch.h"
+#include "prefill.h"
 #include "prefill_instance.h"
 
 namespace flash_gqa::cuda::sm90 {

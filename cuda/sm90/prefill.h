@@ -5,11 +5,12 @@
 
 namespace flash_gqa::cuda::sm90 {
 
-// Whether the kernel can take these parameters on this device: 16-bit, a group that fits into one tile, K and V that the
-// copy engine can address.
+// Whether the kernel can take these parameters on this device: 16-bit, a group that fits into one
+// tile, K and V that the copy engine can address.
 bool prefill_supports(const AttentionParams& params, const DeviceTraits& device);
 
-// Sequences of more than min_rows query rows (q_len * group_size); shorter ones are another launch's.
+// Sequences of more than min_rows query rows (q_len * group_size); shorter ones are another
+// launch's.
 cudaError_t prefill(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device,
                     cudaStream_t stream);
 

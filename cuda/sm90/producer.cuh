@@ -1,4 +1,5 @@
-// The producer warp of the Hopper forward kernel: draws work, and keeps the copy engine ahead of the products.
+// The producer warp of the Hopper forward kernel: draws work, and keeps the copy engine ahead of
+// the products.
 #pragma once
 
 #include "kv_loader.cuh"
@@ -66,9 +67,9 @@ __device__ __forceinline__ void produce(typename Traits::SharedStorage& shared,
     const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
                           params.head_dim, params.fault);
     const TileRange tiles(work.keys, Traits::kTileKv);
-    const KvLoader<typename Traits::KvTile> loader{source,           work.keys,
-                                                   work.sequence.kv_start, work.kv_head,
-                                                   schedule.box_keys, Traits::kTileKv};
+    const KvLoader<typename Traits::KvTile> loader{
+        source,       work.keys,         work.sequence.kv_start,
+        work.kv_head, schedule.box_keys, Traits::kTileKv};
     for (int32_t i = tiles.count() - 1; i >= 0; --i) {
       barrier_wait(shared.k_empty[k.slot], k.parity ^ 1);
       if (lane == 0) barrier_arrive_expect(shared.k_full[k.slot], Traits::KvTile::kBytes);

