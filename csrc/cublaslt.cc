@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <compare>
+#include <cstdlib>
 #include <cstring>
 
 namespace flash_gqa {
@@ -31,7 +32,7 @@ struct Heuristic {
   int reserved[4];
 };
 
-constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+constexpr size_t kSplitSpaceBytes = size_t{32} << 20;
 constexpr size_t kMaxPlans = 1024;
 
 cudaDataType_t data_type(DType dtype) {
@@ -142,8 +143,8 @@ struct CublasLt::Plan {
       return false;
     void* preference = nullptr;
     if (api->preference_create(&preference) != kSuccess) return false;
-    bool good = api->preference_set(preference, kMaxWorkspace, &kWorkspaceBytes,
-                                    sizeof kWorkspaceBytes) == kSuccess &&
+    bool good = api->preference_set(preference, kMaxWorkspace, &kSplitSpaceBytes,
+                                    sizeof kSplitSpaceBytes) == kSuccess &&
                 api->preference_set(preference, kReductionSchemes, &kReduceInComputeType,
                                     sizeof kReduceInComputeType) == kSuccess;
     for (int i = 0; i < 4; ++i)
@@ -164,15 +165,17 @@ CublasLt::CublasLt() : api_(std::make_unique<Api>()) {}
 
 CublasLt::~CublasLt() {
   plans_.clear();
-  cudaFree(workspace_);
+  cudaFree(split_space_);
   if (handle_ != nullptr) api_->destroy(handle_);
   // The library stays loaded: it may have registered what runs at exit.
 }
 
 std::unique_ptr<CublasLt> CublasLt::open() {
+  const char* wanted = std::getenv("FLASH_GQA_CUBLASLT");
+  if (wanted != nullptr && std::strcmp(wanted, "off") == 0) return nullptr;
   std::unique_ptr<CublasLt> lt(new CublasLt);
   if (!lt->api_->load() || lt->api_->create(&lt->handle_) != kSuccess) return nullptr;
-  if (cudaMalloc(&lt->workspace_, kWorkspaceBytes) != cudaSuccess) {
+  if (cudaMalloc(&lt->split_space_, kSplitSpaceBytes) != cudaSuccess) {
     cudaGetLastError();
     return nullptr;
   }
@@ -181,8 +184,7 @@ std::unique_ptr<CublasLt> CublasLt::open() {
   return lt;
 }
 
-const CublasLt::Plan* CublasLt::plan(const LinearParams& params) {
-  const void* residual = params.residual != nullptr ? params.residual : params.out;
+const CublasLt::Plan* CublasLt::plan(const LinearParams& params, const void* residual) {
   const Key key{params.x_stride_row,
                 params.rows,
                 params.in_features,
@@ -202,19 +204,36 @@ const CublasLt::Plan* CublasLt::plan(const LinearParams& params) {
   return found->second.usable ? &found->second : nullptr;
 }
 
-bool CublasLt::linear(const LinearParams& params, cudaStream_t stream) {
+// Where the residual is out itself, cuBLASLt 13 on Hopper rounds x * weight^T + bias before it adds the
+// residual to it in memory, and so rounds twice. A copy takes the residual's place: then the same
+// plan with the same operands runs as for a separate out, and gives the same bits.
+size_t CublasLt::workspace(const LinearParams& params) {
+  if (params.residual == nullptr || params.residual != params.out) return 0;
+  return static_cast<size_t>(params.rows) * params.out_features * dtype_bytes(params.out_dtype);
+}
+
+bool CublasLt::linear(const LinearParams& params, void* workspace, cudaStream_t stream) {
   if (params.rows == 0 || params.out_features == 0 || params.in_features == 0) return false;
   // Bias and residual have `dtype`; cuBLASLt wants them in the type of the result.
   if (params.dtype != params.out_dtype && (params.bias != nullptr || params.residual != nullptr))
     return false;
-  const Plan* plan = this->plan(params);
+  const bool adds = params.residual != nullptr;
+  // Where rows are not whole 16-byte units, cuBLASLt 13's kernels for 16-bit results round the product
+  // before they add to it.
+  const bool whole = params.in_features % 8 == 0 && params.out_features % 8 == 0;
+  if (adds && !whole && params.out_dtype != DType::kFloat32) return false;
+  const size_t copied = CublasLt::workspace(params);
+  const void* residual = copied > 0 ? workspace : adds ? params.residual : params.out;
+  const Plan* plan = this->plan(params, residual);
   if (plan == nullptr) return false;
   if (params.bias != nullptr && !plan->set_bias(params.bias)) return false;
+  if (copied > 0 && cudaMemcpyAsync(workspace, params.residual, copied, cudaMemcpyDeviceToDevice,
+                                    stream) != cudaSuccess)
+    return false;
   const float one = 1.0f, zero = 0.0f;
-  const bool adds = params.residual != nullptr;
   return api_->matmul(handle_, plan->desc, &one, params.weight, plan->a, params.x, plan->b,
-                      adds ? &one : &zero, adds ? params.residual : params.out, plan->d, params.out,
-                      plan->d, &plan->algorithm, workspace_, kWorkspaceBytes, stream) == kSuccess;
+                      adds ? &one : &zero, residual, plan->d, params.out, plan->d, &plan->algorithm,
+                      split_space_, kSplitSpaceBytes, stream) == kSuccess;
 }
 
 }  // namespace flash_gqa

@@ -13,7 +13,7 @@ namespace flash_gqa {
 
 class CublasLt {
  public:
-  // Null where no libcublasLt.so.13 or .so.12 can be used.
+  // Null where no libcublasLt.so.13 or .so.12 can be used, or FLASH_GQA_CUBLASLT=off says not to.
   static std::unique_ptr<CublasLt> open();
   ~CublasLt();
 
@@ -22,8 +22,11 @@ class CublasLt {
 
   const std::string& version() const { return version_; }  // "13.1"
 
-  // Enqueues the product. false: cuBLASLt has nothing for it, and nothing was enqueued.
-  bool linear(const LinearParams& params, cudaStream_t stream);
+  // Bytes of scratch that linear() needs for these parameters; 0 unless out is the residual.
+  static size_t workspace(const LinearParams& params);
+
+  // Enqueues the product. false: cuBLASLt has nothing for it, and out is untouched.
+  bool linear(const LinearParams& params, void* workspace, cudaStream_t stream);
 
  private:
   struct Api;
@@ -31,11 +34,11 @@ class CublasLt {
   struct Plan;
 
   CublasLt();
-  const Plan* plan(const LinearParams& params);
+  const Plan* plan(const LinearParams& params, const void* residual);
 
   std::unique_ptr<Api> api_;
   void* handle_ = nullptr;
-  void* workspace_ = nullptr;  // used in stream order by all products
+  void* split_space_ = nullptr;  // of products that divide in_features; used in stream order
   std::map<Key, Plan> plans_;
   std::string version_;
 };

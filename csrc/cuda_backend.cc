@@ -337,10 +337,12 @@ void CudaBackend::scatter(const ScatterParams& params) {
 void CudaBackend::embedding(const EmbeddingParams& params) {
   enqueue("embedding", [&](cudaStream_t stream) { return cuda::embedding(params, stream); });
 }
-size_t CudaBackend::linear_workspace(const LinearParams&) const { return 0; }
-void CudaBackend::linear(const LinearParams& params, void*) {
+size_t CudaBackend::linear_workspace(const LinearParams& params) const {
+  return cublas_ != nullptr ? CublasLt::workspace(params) : 0;
+}
+void CudaBackend::linear(const LinearParams& params, void* workspace) {
   enqueue("linear", [&](cudaStream_t stream) {
-    if (cublas_ != nullptr && cublas_->linear(params, stream)) return cudaSuccess;
+    if (cublas_ != nullptr && cublas_->linear(params, workspace, stream)) return cudaSuccess;
     return cuda::linear(params, stream);
   });
 }

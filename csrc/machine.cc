@@ -1,6 +1,7 @@
 #include "machine.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -84,6 +85,15 @@ void narrow(HostMemory& memory, int64_t limit, int64_t used, int64_t reclaimable
       memory.available, std::max<int64_t>(0, limit - std::max<int64_t>(0, used - reclaimable)));
 }
 
+// `ulimit -v` counts what is mapped, touched or not; V8 ends the process that runs into it.
+void narrow_to_address_space(HostMemory& memory) {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return;
+  const int64_t mapped = read_number("/proc/self/statm", 0) * sysconf(_SC_PAGESIZE);
+  const int64_t left = static_cast<int64_t>(limit.rlim_cur) - mapped;
+  memory.available = std::min(memory.available, std::max<int64_t>(0, left));
+}
+
 }  // namespace
 
 int processor_share() {
@@ -121,6 +131,7 @@ HostMemory host_memory() {
            read_number(directory + "/memory.usage_in_bytes", 0),
            read_field(directory + "/memory.stat", "total_inactive_file", 0));
   }
+  narrow_to_address_space(memory);
   return memory;
 }
 

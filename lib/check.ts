@@ -3,7 +3,7 @@
 // instanceof on typed arrays: under Jest and in vm contexts they come from another realm.
 
 import { isSharedArrayBuffer, isTypedArray } from "node:util/types";
-import { invalid } from "./errors";
+import { GqaError, invalid } from "./errors";
 
 export const INT32_MAX = 0x7fffffff;
 const FLOAT32_MAX = 3.4028234663852886e38;
@@ -120,8 +120,7 @@ export function checkOneOf<T extends string>(
   value: unknown,
   allowed: readonly T[],
 ): T {
-  const found = allowed.find((item) => item === value);
-  if (found !== undefined) return found;
+  if (allowed.includes(value as T)) return value as T;
   const list = allowed.map((item) => `"${item}"`).join(", ");
   throw invalid(operation, `${name} expected one of ${list}, got ${show(value)}`);
 }
@@ -137,12 +136,22 @@ export function checkWindow(operation: string, name: string, value: unknown): nu
 
 /** A shape: 1 to 8 integers, with a product that a double holds exactly. */
 export function checkShape(operation: string, value: unknown): readonly number[] {
-  if (!Array.isArray(value) || value.length < 1 || value.length > 8) {
+  const axes = Array.isArray(value) ? value.length : 0;
+  if (!Array.isArray(value) || axes < 1 || axes > 8) {
     throw invalid(operation, `shape expected an array of 1 to 8 sizes, got ${show(value)}`);
   }
-  const shape = Array.from(value, (size, i) => checkInt(operation, `shape[${i}]`, size));
+  const shape: number[] = [];
   // The whole product is checked without its zeros: strides of an empty tensor must be exact too.
-  const extent = shape.reduce((product, size) => product * Math.max(size, 1), 1);
+  let extent = 1;
+  for (let axis = 0; axis < axes; axis++) {
+    const size: unknown = value[axis];
+    // The name is put together for a wrong size only: this runs once for each output of a step.
+    const good =
+      typeof size === "number" && Number.isInteger(size) && size > 0 && size <= INT32_MAX;
+    const checked = good ? size : checkInt(operation, `shape[${axis}]`, size);
+    shape.push(checked);
+    extent *= Math.max(checked, 1);
+  }
   if (extent * 8 > Number.MAX_SAFE_INTEGER) {
     throw invalid(operation, `shape expected at most 2^50 elements, got ${showShape(shape)}`);
   }
@@ -155,7 +164,9 @@ export function showShape(shape: readonly (number | string)[]): string {
 }
 
 export function elementCount(shape: readonly number[]): number {
-  return shape.reduce((product, size) => product * size, 1);
+  let product = 1;
+  for (const size of shape) product *= size;
+  return product;
 }
 
 const typeTag = Object.getOwnPropertyDescriptor(
@@ -196,6 +207,24 @@ export function checkMemory(operation: string, name: string, view: ArrayBufferVi
   }
 }
 
+/**
+ * Memory for a copy of `length` host values. A sparse array claims more than it holds, maybe more
+ * than there is.
+ */
+export function hostCopy<T>(
+  operation: string,
+  name: string,
+  type: new (length: number) => T,
+  length: number,
+): T {
+  try {
+    return new type(length);
+  } catch (cause) {
+    const message = `${operation}: ${name} has ${length} values, more than the host can copy: pass less`;
+    throw new GqaError("OUT_OF_MEMORY", message, { operation, cause });
+  }
+}
+
 /** Int32 values given on the host: a checked copy, each in [min, max]. */
 export function checkInts(
   operation: string,
@@ -210,11 +239,12 @@ export function checkInts(
   }
   if (type !== undefined) checkMemory(operation, name, value as Int32Array);
   const source = value as ArrayLike<unknown>;
-  if (length !== undefined && source.length !== length) {
-    throw invalid(operation, `${name} expected ${length} values, got ${source.length}`);
+  const count = source.length;
+  if (length !== undefined && count !== length) {
+    throw invalid(operation, `${name} expected ${length} values, got ${count}`);
   }
-  const copy = new Int32Array(source.length);
-  for (let i = 0; i < copy.length; i++) {
+  const copy = hostCopy(operation, name, Int32Array, count);
+  for (let i = 0; i < count; i++) {
     const item = source[i];
     const good = typeof item === "number" && Number.isInteger(item) && item >= min && item <= max;
     copy[i] = good ? item : checkInt(operation, `${name}[${i}]`, item, min, max);
@@ -236,11 +266,12 @@ export function checkFloats(
   }
   if (type !== undefined) checkMemory(operation, name, value as Float32Array);
   const source = value as ArrayLike<unknown>;
-  if (length !== undefined && source.length !== length) {
-    throw invalid(operation, `${name} expected ${length} values, got ${source.length}`);
+  const count = source.length;
+  if (length !== undefined && count !== length) {
+    throw invalid(operation, `${name} expected ${length} values, got ${count}`);
   }
-  const copy = new Float32Array(source.length);
-  for (let i = 0; i < copy.length; i++) {
+  const copy = hostCopy(operation, name, Float32Array, count);
+  for (let i = 0; i < count; i++) {
     copy[i] = checkNumber(operation, `${name}[${i}]`, source[i], min, max);
   }
   return copy;

@@ -1,3 +1,6 @@
+// Declarations name Disposable and Symbol.dispose: who compiles against them need not add its lib.
+/// <reference lib="esnext.disposable" preserve="true" />
+
 import { KvCache, type KvCacheConfig } from "./cache/kv-cache";
 import { checkOneOf, checkOptions, checkShape, elementCount, show } from "./check";
 import { DTYPES, type DType, dtypeBytes } from "./dtype";
@@ -263,7 +266,9 @@ function* tensorsIn(value: unknown, seen: Set<unknown> = new Set()): Generator<T
   if (Tensor.isTensor(value)) yield value;
   if (typeof value !== "object" || value === null || seen.has(value)) return;
   seen.add(value);
+  // A plain object's prototype is the end of the chain, in whatever realm it was made.
   const prototype: unknown = Object.getPrototypeOf(value);
-  if (!Array.isArray(value) && prototype !== Object.prototype && prototype !== null) return;
+  const isPlain = prototype === null || Object.getPrototypeOf(prototype) === null;
+  if (!Array.isArray(value) && !isPlain) return;
   for (const item of Object.values(value)) yield* tensorsIn(item, seen);
 }

@@ -2,7 +2,7 @@
 // an upload.
 
 import { isTypedArray } from "node:util/types";
-import { checkInt, checkMemory, INT32_MAX, show, typedArrayType } from "./check";
+import { checkInt, checkMemory, hostCopy, INT32_MAX, show, typedArrayType } from "./check";
 import { type DType, dtypeBytes } from "./dtype";
 import { invalid } from "./errors";
 
@@ -42,16 +42,16 @@ export function dtypeOfData(operation: string, data: unknown): DType {
   );
 }
 
-function exactInts(operation: string, values: ArrayLike<unknown>): Int32Array {
-  const ints = new Int32Array(values.length);
+function exactInts(operation: string, values: ArrayLike<unknown>, elements: number): Int32Array {
+  const ints = hostCopy(operation, "data", Int32Array, elements);
   for (let i = 0; i < ints.length; i++) {
     ints[i] = checkInt(operation, `data[${i}]`, values[i], -INT32_MAX - 1, INT32_MAX);
   }
   return ints;
 }
 
-function floats(operation: string, values: ArrayLike<unknown>): Float32Array {
-  const out = new Float32Array(values.length);
+function floats(operation: string, values: ArrayLike<unknown>, elements: number): Float32Array {
+  const out = hostCopy(operation, "data", Float32Array, elements);
   for (let i = 0; i < out.length; i++) {
     const value = values[i];
     if (typeof value !== "number") {
@@ -92,7 +92,8 @@ export function hostValues(
     );
   }
   if (dtype === "int32") {
-    const view = type === "Int32Array" ? (data as Int32Array) : exactInts(operation, values);
+    const view =
+      type === "Int32Array" ? (data as Int32Array) : exactInts(operation, values, elements);
     return { view, from: "int32", elements };
   }
   if (type === "Float16Array" && dtype === "float16") {
@@ -100,6 +101,7 @@ export function hostValues(
     const { buffer, byteOffset } = data as unknown as ArrayBufferView<ArrayBuffer>;
     return { view: new Uint16Array(buffer, byteOffset, elements), from: "float16", elements };
   }
-  const view = type === "Float32Array" ? (data as Float32Array) : floats(operation, values);
+  const view =
+    type === "Float32Array" ? (data as Float32Array) : floats(operation, values, elements);
   return { view, from: "float32", elements };
 }

@@ -126,7 +126,7 @@ function isFields(value: unknown): value is Fields {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-const RENAMED: Readonly<Record<string, RopeScaling["type"]>> = { su: "longrope" };
+const RENAMED: ReadonlyMap<unknown, RopeScaling["type"]> = new Map([["su", "longrope"]]);
 
 /**
  * The RoPE settings of a Hugging Face `config.json`, in the spelling of Transformers 5
@@ -155,14 +155,14 @@ export function ropeFromConfig(config: Readonly<Record<string, unknown>>): RopeC
     config.head_dim,
     Number(config.hidden_size) / Number(config.num_attention_heads),
   );
-  const name: string | undefined = pick(settings.rope_type, settings.type);
+  const name: RopeScaling["type"] = pick(settings.rope_type, settings.type);
   return {
     headDim,
     theta: pick(settings.rope_theta, config.rope_theta),
     partialRotaryFactor: pick(settings.partial_rotary_factor, config.partial_rotary_factor),
     maxPositionEmbeddings: pick(config.max_position_embeddings),
     scaling: {
-      type: RENAMED[name ?? ""] ?? (name as RopeScaling["type"]),
+      type: RENAMED.get(name) ?? name,
       factor: pick(settings.factor),
       originalMaxPositionEmbeddings: pick(
         settings.original_max_position_embeddings,

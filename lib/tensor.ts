@@ -282,10 +282,10 @@ export class Tensor {
     return { id: memory.id, offset: this.#offset };
   }
 
-  /** @internal `ref` and the row stride. */
-  rows(operation: string, name: string = "tensor"): RowsRef {
-    const { id, offset } = this.ref(operation, name);
-    return { id, offset, stride: this.rowStride };
+  /** @internal `ref` and the elements from one row to the next: of axis 0, unless told. */
+  rows(operation: string, name: string = "tensor", stride: number = this.rowStride): RowsRef {
+    const memory = this.#live(operation, name);
+    return { id: memory.id, offset: this.#offset, stride };
   }
 
   /** @internal Bytes from the start of its memory: what alignment is judged by. */

@@ -253,6 +253,8 @@ const ragged: Row[] = [
     INVALID,
     "cuSeqlensQ",
   ],
+  ["no cuSeqlensK", withOptions({ cuSeqlensQ: ints(0, 4) }), INVALID, "cuSeqlensK"],
+  ["rows that do not divide", withOptions({ cuSeqlensK: ints(0, 2, 4, 8) }), INVALID, "cuSeqlensK"],
   [
     "offsets in shared memory",
     withOptions({ cuSeqlensQ: new Int32Array(new SharedArrayBuffer(8)) }),

@@ -33,6 +33,20 @@ describe.each(FLOAT_TYPES)("in %s", (dtype) => {
     expectSameBits(await strided.lse!.readBits(), await dense.lse!.readBits(), "lse");
   });
 
+  it("dense rows are divided evenly among the sequences of cuSeqlensK where there is no cuSeqlensQ", async () => {
+    const [q, k, v] = views(qkv());
+    const rows = q.slice(0, 0, 6);
+    const cuSeqlensK = device.tensor(Int32Array.of(0, 4, 4, 20), [4]);
+    const even = attention(rows, k, v, { cuSeqlensK, lse: true });
+    const told = attention(rows, k, v, {
+      cuSeqlensK,
+      cuSeqlensQ: Int32Array.of(0, 2, 4, 6),
+      lse: true,
+    });
+    expectSameBits(await even.o.readBits(), await told.o.readBits(), "o");
+    expectSameBits(await even.lse!.readBits(), await told.lse!.readBits(), "lse");
+  });
+
   it.each<[string, () => RopeTable | undefined]>([
     ["without RoPE", () => undefined],
     ["with RoPE", () => device.rope({ headDim: HEAD_DIM })],

@@ -1,5 +1,5 @@
-// Random programs of the cache's verbs on a device: every token's attention against a plain model that keeps every token
-// of every sequence.
+// Random programs of the cache's verbs on a device: every token's attention against a plain model that keeps
+// every token of every sequence.
 
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";

@@ -275,6 +275,45 @@ describe("a step refuses", () => {
   });
 });
 
+describe("getters that answer otherwise the second time", () => {
+  /** An array whose item `i` runs `first` when it is read for the first time, and is gone after. */
+  function fickle<T>(items: T[], i: number, first: () => void = () => {}): Wrong {
+    const [item] = items.slice(i);
+    let reads = 0;
+    const get = () => {
+      if (reads++ > 0) return undefined;
+      first();
+      return item;
+    };
+    return Object.defineProperty([...items], i, { get });
+  }
+
+  it("in a request are asked once", () => {
+    const cache = makeCache();
+    const seq = cache.open();
+    const step = cache.plan([fickle<unknown>([seq, 3], 0)]);
+    expect(step.sequences).toEqual([seq]);
+    step.rollback();
+    expectError(() => cache.plan([fickle<unknown>([seq, 3], 1, () => seq.close())]), "DISPOSED");
+    expect(cache.stats().pages.used).toBe(0);
+    cache.dispose();
+  });
+
+  it("in the options of attend cannot write to pages that have been given back", () => {
+    const cache = makeCache();
+    const step = cache.plan([[cache.open(), 3]]);
+    const options = {
+      get o() {
+        step.rollback();
+        return undefined;
+      },
+    } as Wrong;
+    const attend = () => step.attend(0, q(3), kv(3), kv(3), options);
+    expectError(attend, INVALID, "step.attend", "no planned tokens");
+    cache.dispose();
+  });
+});
+
 describe("the order in which things end", () => {
   it("a step ends once; afterwards it refuses", () => {
     const cache = makeCache();

@@ -265,6 +265,21 @@ describe("worker threads", () => {
   });
 });
 
+describe("a process with little address space", () => {
+  it("is told that a read is too large, and lives on", async () => {
+    const script = `
+      const { Device } = require(${JSON.stringify(built)});
+      Device.open("cpu")
+        .then((device) => device.empty([2 ** 30 - 1]).read())
+        .catch((error) => console.log(error.code));
+    `;
+    // Room for the tensor and not for a copy of it. V8 would end the process instead of throwing.
+    const limited = 'ulimit -v 8000000; exec "$0" -e "$1"';
+    const { stdout } = await run("sh", ["-c", limited, process.execPath, script]);
+    expect(stdout.trim()).toBe("OUT_OF_MEMORY");
+  });
+});
+
 describe("a disposed device", () => {
   it("rejects what is enqueued after it and leaves the rest of the process alone", async () => {
     const other = await Device.open(device.kind);

@@ -324,7 +324,8 @@ describe("a config.json", () => {
 
   it("that is no JSON, or none", async () => {
     copy();
-    for (const content of ["", "{", "[]", "null", '"x"']) {
+    const deep = "[".repeat(1e5) + "]".repeat(1e5);
+    for (const content of ["", "{", "[]", "null", '"x"', deep]) {
       write("config.json", content);
       await refused("CORRUPT_DATA", "config.json");
     }

@@ -238,6 +238,15 @@ describe("generate", async () => {
     expect(model.cache.stats().pages.used).toBe(0);
   });
 
+  it("takes its options as they are at the call", async () => {
+    const stop: string[] = ["never"];
+    const parts = model.generate(prompt, { maxTokens: 3, temperature: 0, stop });
+    stop.push(5 as never);
+    let count = 0;
+    for await (const _ of parts) count++;
+    expect(count).toBe(3);
+  });
+
   it("leaving the loop frees the pages", async () => {
     for await (const _ of model.generate(prompt, { maxTokens: 50 })) break;
     expect(model.cache.stats().pages.used).toBe(0);
@@ -284,6 +293,7 @@ describe("generate", async () => {
     ["a stop token beyond", generate("a", { stopTokens: [2048] }), "stopTokens"],
     ["logprobs 1000", generate("a", { logprobs: 1000 }), "logprobs"],
     ["a signal that is none", generate("a", { signal: 1 }), "signal"],
+    ["half a signal", generate("a", { signal: { aborted: false } }), "signal", "AbortSignal"],
     ["no prompts", () => model.generateBatch([]), "prompts"],
   ])("refuses %s", (_, call, ...names) => {
     expectError(call, "INVALID_ARGUMENT", "Llama.generate", ...names);

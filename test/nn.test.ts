@@ -55,6 +55,10 @@ describe.each(FLOAT_TYPES)("in %s", (dtype) => {
       ULP[dtype] * (0.9 * rms(exact) + 2 ** -6) + Math.sqrt(inFeatures) * 2 ** -22,
     );
 
+    // A second rounding would move a quarter of them; the sum in float32 moves those that lie on the border of two.
+    const wrong = out.filter((value, i) => value !== round(exact[i]!)).length;
+    if (dtype !== "float32") expect(wrong).toBeLessThanOrEqual(1 + 0.04 * out.length);
+
     const wide = await nn.linear(tensors.x, tensors.w, { ...options, outDtype: "float32" }).read();
     expect(maxError(wide, exact)).toBeLessThanOrEqual(inFeatures * 2 ** -21);
     // The residual may be written over.

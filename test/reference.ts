@@ -1,5 +1,5 @@
-// Attention as the conventions state it (docs/conventions.md), in float64: three loops and one predicate. Shares no line
-// with the implementation, so that a wrong idea there cannot be right here too.
+// Attention as the conventions state it (docs/conventions.md), in float64: three loops and one predicate. Shares no
+// line with the implementation, so that a wrong idea there cannot be right here too.
 
 export interface AttentionOptions {
   causal?: boolean;

@@ -1,6 +1,7 @@
 // What device.tensor and the methods of a tensor refuse.
 
 import { describe, it } from "vitest";
+import { attention } from "../lib/index";
 import { testDevice } from "./support/device";
 import { expectError, type Wrong } from "./support/errors";
 
@@ -151,5 +152,14 @@ describe("wrong arguments", () => {
       get: (target, key) => (key === "length" ? 1 << 28 : Reflect.get(target, key)),
     });
     expectError(() => device.tensor(liar, [4]), "INVALID_ARGUMENT", "data");
+  });
+
+  it("claim more values than any host holds", () => {
+    const [q, k] = [device.zeros([2, 2, 8]), device.zeros([2, 2, 8])];
+    const cuSeqlensQ = new Proxy([0, 2], {
+      get: (target, key) => (key === "length" ? 2 ** 40 : Reflect.get(target, key)),
+    });
+    const call = () => attention(q, k, k, { cuSeqlensQ, cuSeqlensK: [0, 2] });
+    expectError(call, "OUT_OF_MEMORY", "attention", "cuSeqlensQ", String(2 ** 40));
   });
 });

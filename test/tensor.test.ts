@@ -207,6 +207,13 @@ describe("lifetimes", () => {
     await pending.catch((error: unknown) => expect(error).toBeInstanceOf(GqaError));
   });
 
+  it("returned from tidy in a plain object of another realm live on", () => {
+    const wrap = runInNewContext("(tensor) => ({ list: [tensor] })");
+    const kept = device.tidy(() => wrap(device.zeros([2])));
+    expect(kept.list[0].disposed).toBe(false);
+    kept.list[0].dispose();
+  });
+
   it("inside tidy end with it, but for what it returns", async () => {
     const made: Tensor[] = [];
     const { kept, list } = device.tidy(() => {

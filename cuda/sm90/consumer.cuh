@@ -122,29 +122,31 @@ struct Consumer {
         if (!row_keys[i / 2 % 2].contains(key + i / 4 * 8 + i % 2)) rS[i] = minus_infinity();
       }
     }
+    // Both rows side by side and two partial results each: a chain of 32 dependent maxima or sums
+    // per row would leave the warp waiting for its own last instruction most of the time.
+    float part[2][2] = {{rS[0], rS[1]}, {rS[2], rS[3]}};
+#pragma unroll
+    for (int i = 4; i < kTileKv / 2; ++i) {
+      float& m = part[i / 2 % 2][i % 2];
+      m = fmaxf(m, rS[i]);
+    }
+    float reference[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float tile_max = minus_infinity();
-#pragma unroll
-      for (int i = 0; i < kTileKv / 2; i += 4) {
-        tile_max = fmaxf(tile_max, fmaxf(rS[i + 2 * r], rS[i + 2 * r + 1]));
-      }
+      float tile_max = fmaxf(part[r][0], part[r][1]);
       tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 1));
       tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));
       factor[r] = state[r].raise_max(tile_max * scale);
-      const float reference = state[r].reference();
-      float sum = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kTileKv / 2; i += 4) {
-#pragma unroll
-        for (int j = 0; j < 2; ++j) {
-          float& p = rS[i + 2 * r + j];
-          p = ptx::exp2_approx(fmaf(p, scale, -reference));
-          sum += p;
-        }
-      }
-      state[r].sum += sum;
+      reference[r] = state[r].reference();
+      part[r][0] = part[r][1] = 0.0f;
     }
+#pragma unroll
+    for (int i = 0; i < kTileKv / 2; ++i) {
+      rS[i] = ptx::exp2_approx(fmaf(rS[i], scale, -reference[i / 2 % 2]));
+      part[i / 2 % 2][i % 2] += rS[i];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) state[r].sum += part[r][0] + part[r][1];
   }
 
   __device__ __forceinline__ void pack_probabilities() {
@@ -156,6 +158,9 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void rescale_output(const float (&factor)[2]) {
+    if constexpr (Traits::kConfig.lazy_rescale) {
+      if (!__any_sync(0xffffffff, factor[0] != 1.0f || factor[1] != 1.0f)) return;
+    }
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) rO[i] *= factor[i / 2 % 2];
   }

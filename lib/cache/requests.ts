@@ -15,14 +15,15 @@ export function checkRequests(operation: string, requests: unknown): Request[] {
     if (!Array.isArray(pair) || pair.length !== 2) {
       throw invalid(operation, `requests[${b}] expected [sequence, tokens], got ${show(pair)}`);
     }
-    if (!(pair[0] instanceof Sequence)) {
+    const [sequence, tokens] = pair as unknown[]; // read once: a getter may answer otherwise next time
+    if (!(sequence instanceof Sequence)) {
       throw invalid(
         operation,
-        `requests[${b}][0] expected a Sequence, got ${show(pair[0])}`,
+        `requests[${b}][0] expected a Sequence, got ${show(sequence)}`,
         "make one with cache.open()",
       );
     }
-    return checkRequest(operation, pair[0], pair[1]);
+    return checkRequest(operation, sequence, tokens);
   });
 }
 

@@ -115,6 +115,8 @@ export class Step implements Disposable {
    */
   attend(layer: number, q: Tensor, k: Tensor, v: Tensor, options?: { o?: Tensor }): Tensor {
     const operation = "step.attend";
+    // First of all: a getter in the options may end the step.
+    const given = checkOptions(operation, options, ["o"]).o;
     this.#expectPlanned(operation);
     const { device, layout, rope } = this.#cache;
     const { numLayers, numQHeads, numKvHeads, headDim, dtype } = layout;
@@ -125,10 +127,9 @@ export class Step implements Disposable {
     tensorArgument(operation, "k", k, [totalQ, numKvHeads, headDim], like);
     tensorArgument(operation, "v", v, [totalQ, numKvHeads, headDim], like);
     checkGroup(operation, q.shape[1]!, numKvHeads);
-    for (const [name, tensor] of Object.entries({ q, k, v })) {
-      expectAligned(operation, name, tensor);
-    }
-    const given = checkOptions(operation, options, ["o"]).o;
+    expectAligned(operation, "q", q);
+    expectAligned(operation, "k", k);
+    expectAligned(operation, "v", v);
     const o = outputArgument(operation, "o", given, q.shape, dtype, device, { q, k, v });
     const rotated = rope === null ? null : device.empty(q.shape, dtype);
     try {

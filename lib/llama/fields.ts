@@ -78,6 +78,11 @@ export class Fields {
 /** A JSON value in a message: short, whatever it is. */
 export function show(value: unknown): string {
   if (value === undefined) return "nothing";
-  const text = JSON.stringify(value) ?? String(value);
+  let text: string;
+  try {
+    text = JSON.stringify(value) ?? String(value);
+  } catch {
+    return "a value nested too deeply to show"; // JSON.parse has no such limit
+  }
   return text.length > 60 ? `${text.slice(0, 57)}...` : text;
 }

@@ -104,7 +104,7 @@ export function readOptions(
 
 function readStop(operation: string, stop: unknown): readonly string[] {
   if (stop === undefined) return [];
-  const strings: unknown[] = Array.isArray(stop) ? stop : [stop];
+  const strings: unknown[] = Array.isArray(stop) ? [...stop] : [stop];
   for (const item of strings) {
     if (typeof item !== "string" || item === "") {
       throw invalid(operation, `stop expected strings with a character in them, got ${show(item)}`);
@@ -116,8 +116,11 @@ function readStop(operation: string, stop: unknown): readonly string[] {
 /** By its shape and not by instanceof: a test environment brings its own AbortSignal class. */
 function readSignal(operation: string, signal: unknown): AbortSignal | undefined {
   if (signal === undefined) return undefined;
-  if (typeof signal !== "object" || signal === null || !("aborted" in signal)) {
-    throw invalid(operation, `signal expected an AbortSignal, got ${show(signal)}`);
-  }
-  return signal as AbortSignal;
+  const { aborted, addEventListener, removeEventListener } = (signal ?? {}) as Partial<AbortSignal>;
+  const isSignal =
+    typeof aborted === "boolean" &&
+    typeof addEventListener === "function" &&
+    typeof removeEventListener === "function";
+  if (isSignal) return signal as AbortSignal;
+  throw invalid(operation, `signal expected an AbortSignal, got ${show(signal)}`);
 }

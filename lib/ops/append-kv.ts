@@ -6,7 +6,7 @@ import type { Tensor } from "../tensor";
 import { checkGroup, checkHeadDim, expectApart, outputArgument, tensorArgument } from "./arguments";
 import { checkPageIds, type PagedKv, type Pages, pagedArgument, pagedKvArgs } from "./paged";
 import { cosSinRows } from "./rope";
-import { checkTotalRows, pagedRows, type QueryRows } from "./sequences";
+import { checkTotalRows, type QueryRows, queryRows } from "./sequences";
 import { type Ints, Staging } from "./staging";
 
 export interface AppendKvOptions {
@@ -65,7 +65,7 @@ export function appendKv(
   const table =
     given.rope === undefined ? null : ropeArgument(OPERATION, "rope", given.rope, device, headDim);
 
-  const rows = pagedRows(OPERATION, k, pages.kvLens.length, given.cuSeqlensQ);
+  const rows = queryRows(OPERATION, k, pages.kvLens.length, given.cuSeqlensQ, "kvLens");
   checkPositions(pages, rows);
   checkPageIds(OPERATION, pages, rows, 0, (kvLen, qLen) => kvLen - qLen);
   const inputs = {

@@ -36,10 +36,7 @@ export function tensorArgument(
       "read() it and make a tensor on this device",
     );
   }
-  const fits =
-    value.shape.length === shape.length &&
-    shape.every((size, i) => typeof size === "string" || size === value.shape[i]);
-  if (!fits) {
+  if (!fits(value.shape, shape)) {
     throw invalid(
       operation,
       `${name} expected ${showShape(shape)}, got ${showShape(value.shape)}`,
@@ -49,7 +46,7 @@ export function tensorArgument(
     );
   }
   const dtypes = expected.dtype ?? FLOATS;
-  if (!(typeof dtypes === "string" ? [dtypes] : dtypes).includes(value.dtype)) {
+  if (typeof dtypes === "string" ? dtypes !== value.dtype : !dtypes.includes(value.dtype)) {
     const list = typeof dtypes === "string" ? dtypes : dtypes.join(", ");
     throw invalid(
       operation,
@@ -58,6 +55,14 @@ export function tensorArgument(
     );
   }
   return value;
+}
+
+function fits(sizes: readonly number[], expected: readonly Dim[]): boolean {
+  if (sizes.length !== expected.length) return false;
+  for (let i = 0; i < sizes.length; i++) {
+    if (typeof expected[i] === "number" && expected[i] !== sizes[i]) return false;
+  }
+  return true;
 }
 
 /** Refuses a tensor with gaps between its rows. */
@@ -117,8 +122,8 @@ export function expectApart(
   out: Tensor,
   inputs: Readonly<Record<string, Tensor | null | undefined>>,
 ): void {
-  for (const [inputName, input] of Object.entries(inputs)) {
-    if (input?.overlaps(out)) {
+  for (const inputName in inputs) {
+    if (inputs[inputName]?.overlaps(out)) {
       throw invalid(
         operation,
         `${name} overlaps ${inputName}`,

@@ -30,8 +30,8 @@ import { checkPageIds, type PagedKv, pagedArgument, pagedKvArgs } from "./paged"
 import {
   checkTotalRows,
   offsetsArgument,
-  pagedRows,
   type QueryRows,
+  queryRows,
   raggedRows,
   uniformRows,
 } from "./sequences";
@@ -61,7 +61,7 @@ export interface AttentionOptions {
    * Default 0.
    */
   prefixLen?: number | Ints;
-  /** [batch + 1] int32 prefix sums of a ragged batch's query rows. */
+  /** [batch + 1] int32 prefix sums of a ragged batch's query rows. Default: as many for each. */
   cuSeqlensQ?: Ints;
   /** [batch + 1] int32 prefix sums of its key rows; with dense k and v. */
   cuSeqlensK?: Ints;
@@ -144,7 +144,8 @@ export function attention(
   tensorArgument(OPERATION, "q", q, shape);
   if (isBatch) expectContiguous(OPERATION, "q", q);
   expectAligned(OPERATION, "q", q);
-  const [numQHeads, headDim] = q.shape.slice(-2) as [number, number];
+  const numQHeads = q.shape.at(-2)!;
+  const headDim = q.shape.at(-1)!;
   checkHeadDim(OPERATION, headDim);
 
   const dense = Tensor.isTensor(kOrPages);
@@ -166,12 +167,10 @@ export function attention(
   const prefixLens = prefixArgument(options.prefixLen, q.device, rows.batchSize);
   const prefixLen = typeof options.prefixLen === "number" ? options.prefixLen : 0;
   if (!mask.causal && (prefixLen > 0 || prefixLens !== null)) throw unsupportedMask("prefixLen");
-  const inputs = {
-    ...source.inputs,
-    cuSeqlensQ: rows.offsets?.tensor,
-    sinkLogits: sinkLogits?.tensor,
-    prefixLen: prefixLens?.tensor,
-  };
+  const { inputs } = source;
+  inputs.cuSeqlensQ = rows.offsets?.tensor;
+  inputs.sinkLogits = sinkLogits?.tensor;
+  inputs.prefixLen = prefixLens?.tensor;
   const { o, lse } = outputs(q, options, inputs);
   const result: AttentionResult = lse === null ? { o } : { o, lse };
 
@@ -184,7 +183,7 @@ export function attention(
   if (o.size === 0) return explain ? { ...result, kernel: "none: no rows" } : result;
   staging.run(() => {
     const args: AttentionArgs = {
-      q: { ...q.ref(OPERATION, "q"), stride: isBatch ? numQHeads * headDim : q.rowStride },
+      q: q.rows(OPERATION, "q", isBatch ? numQHeads * headDim : q.rowStride),
       o: o.ref(OPERATION, "o"),
       lse: lse?.ref(OPERATION, "lse") ?? null,
       sinkLogits: places.sinkLogits(),
@@ -205,9 +204,13 @@ export function attention(
       numQHeads,
       numKvHeads: source.numKvHeads,
       headDim,
-      ...mask,
       smScale: mask.smScale ?? 1 / Math.sqrt(headDim),
+      softCap: mask.softCap,
+      causal: mask.causal,
+      window: mask.window,
+      sinkTokens: mask.sinkTokens,
       prefixLen,
+      fixedSplit: mask.fixedSplit,
     };
     if (explain) result.kernel = explainAttention(q.device.handle, args);
     enqueueAttention(q.device.handle, args);
@@ -255,7 +258,8 @@ interface Source {
   kv: () => KvArgs;
   kvLens: () => Ref | null;
   cuSeqlensK: () => Ref | null;
-  inputs: Readonly<Record<string, Tensor | null | undefined>>;
+  /** What an output must not overlap. */
+  inputs: Record<string, Tensor | null | undefined>;
 }
 
 function denseSource(q: Tensor, k: Tensor, v: Tensor, options: Options, staging: Staging): Source {
@@ -266,14 +270,15 @@ function denseSource(q: Tensor, k: Tensor, v: Tensor, options: Options, staging:
   const like = { device, dtype };
   tensorArgument(OPERATION, "k", k, [...rowsShape, "numKvHeads", headDim], like);
   tensorArgument(OPERATION, "v", v, k.shape, like);
-  for (const [name, tensor] of Object.entries({ k, v })) {
-    if (isBatch) expectContiguous(OPERATION, name, tensor);
-    expectAligned(OPERATION, name, tensor);
+  if (isBatch) {
+    expectContiguous(OPERATION, "k", k);
+    expectContiguous(OPERATION, "v", v);
   }
+  expectAligned(OPERATION, "k", k);
+  expectAligned(OPERATION, "v", v);
   const numKvHeads = k.shape.at(-2)!;
   const totalKv = isBatch ? k.shape[0]! * k.shape[1]! : k.shape[0]!;
   checkTotalRows(OPERATION, "k", totalKv);
-  const stride = (t: Tensor) => (isBatch ? numKvHeads * headDim : t.rowStride);
 
   const { cuSeqlensQ, cuSeqlensK } = options;
   const ragged = cuSeqlensQ !== undefined || cuSeqlensK !== undefined;
@@ -288,17 +293,11 @@ function denseSource(q: Tensor, k: Tensor, v: Tensor, options: Options, staging:
         "reshape q, k and v to 3",
       );
     }
-    if (cuSeqlensQ === undefined || cuSeqlensK === undefined) {
-      const missing = cuSeqlensQ === undefined ? "cuSeqlensQ" : "cuSeqlensK";
-      throw invalid(OPERATION, `${missing} is missing`, "pass both cuSeqlensQ and cuSeqlensK");
+    if (cuSeqlensK === undefined) {
+      throw invalid(OPERATION, "cuSeqlensK is missing", "pass it beside cuSeqlensQ");
     }
-    const total = q.shape[0]!;
-    rows = raggedRows(offsetsArgument(OPERATION, "cuSeqlensQ", cuSeqlensQ, device, total), total);
     offsetsK = offsetsArgument(OPERATION, "cuSeqlensK", cuSeqlensK, device, totalKv);
-    if (offsetsK.length !== rows.batchSize + 1) {
-      const expected = `${rows.batchSize + 1} values, as cuSeqlensQ has`;
-      throw invalid(OPERATION, `cuSeqlensK expected ${expected}, got ${offsetsK.length}`);
-    }
+    rows = queryRows(OPERATION, q, offsetsK.length - 1, cuSeqlensQ, "cuSeqlensK");
     longest = raggedRows(offsetsK, totalKv).longest;
   }
   return {
@@ -307,8 +306,8 @@ function denseSource(q: Tensor, k: Tensor, v: Tensor, options: Options, staging:
     longest,
     uniformKvLen: ragged ? 0 : longest,
     kv: () => ({
-      k: { ...k.ref(OPERATION, "k"), stride: stride(k) },
-      v: { ...v.ref(OPERATION, "v"), stride: stride(v) },
+      k: k.rows(OPERATION, "k", isBatch ? numKvHeads * headDim : k.rowStride),
+      v: v.rows(OPERATION, "v", isBatch ? numKvHeads * headDim : v.rowStride),
       stridePage: 0,
       totalKv,
       pageSize: 0,
@@ -341,7 +340,7 @@ function pagedSource(
   if (options.cuSeqlensK !== undefined) {
     throw invalid(OPERATION, "cuSeqlensK goes with dense k and v", "pages are measured by kvLens");
   }
-  const rows = pagedRows(OPERATION, q, pages.kvLens.length, options.cuSeqlensQ);
+  const rows = queryRows(OPERATION, q, pages.kvLens.length, options.cuSeqlensQ, "kvLens");
   checkPageIds(OPERATION, pages, rows, mask.sinkTokens, (kvLen, qLen) =>
     mask.causal ? firstInWindow(kvLen - qLen, mask.window) : 0,
   );

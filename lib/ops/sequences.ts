@@ -75,12 +75,16 @@ export function uniformRows(batchSize: number, each: number): QueryRows {
   };
 }
 
-/** Query rows of `batchSize` sequences: by offsets, or as many for each. */
-export function pagedRows(
+/**
+ * Query rows of `batchSize` sequences: by offsets, or as many for each. `counted` names the argument
+ * that says how many sequences there are.
+ */
+export function queryRows(
   operation: string,
   q: Tensor,
   batchSize: number,
   cuSeqlensQ: Ints | undefined,
+  counted: "kvLens" | "cuSeqlensK",
 ): QueryRows {
   const isBatch = q.shape.length === 4;
   const totalQ = isBatch ? q.shape[0]! * q.shape[1]! : q.shape[0]!;
@@ -90,7 +94,7 @@ export function pagedRows(
     throw invalid(
       operation,
       `cuSeqlensQ expected ${batchSize + 1} values for packed rows, got ${offsets.length}`,
-      "kvLens has one value for each sequence",
+      `${counted} is for ${batchSize} sequences`,
     );
   }
   if (isBatch ? q.shape[0] === batchSize : batchSize > 0 && totalQ % batchSize === 0) {
@@ -99,7 +103,7 @@ export function pagedRows(
   if (totalQ === 0 && batchSize === 0) return uniformRows(0, 0);
   throw invalid(
     operation,
-    `kvLens expected one value for each sequence, got ${batchSize} for [${q.shape.join(", ")}]`,
+    `${counted} expected one value for each sequence, got ${batchSize} for [${q.shape.join(", ")}]`,
     "pass cuSeqlensQ where sequences have unequal rows",
   );
 }

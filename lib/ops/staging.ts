@@ -73,6 +73,8 @@ export function floatWords(
   return hostWords(new Int32Array(checkFloats(operation, name, value, limits).buffer));
 }
 
+const nothing = () => null;
+
 /**
  * Uploads the host words of one call together, as one small tensor that goes behind the operation.
  */
@@ -93,10 +95,10 @@ export class Staging {
    * null.
    */
   add(argument: Words | null): () => Ref | null {
-    if (argument === null) return () => null;
+    if (argument === null) return nothing;
     const { tensor, host } = argument;
     if (host === null) return () => tensor!.ref(this.#operation);
-    if (host.length === 0) return () => null;
+    if (host.length === 0) return nothing;
     const first = this.#words;
     this.#parts.push(host);
     this.#words += host.length;

@@ -41,8 +41,8 @@ export function expectClose(
 }
 
 /**
- * RMS error at most twice that of the same maths done plainly at the same precision. A result that the plain computation
- * happens to get exactly right is given a quarter of its last place.
+ * RMS error at most twice that of the same maths done plainly at the same precision. A result that the plain
+ * computation happens to get exactly right is given a quarter of its last place.
  */
 export function expectRms(
   actual: ArrayLike<number>,

@@ -13,7 +13,7 @@ export function perplexity(losses: Float32Array[]): number {
   return Math.exp(all.reduce((sum, loss) => sum + loss, 0) / all.length);
 }
 
-/** The text as one stream of tokens without special ones, cut into rows of 512; the first `count`, or all whole ones. */
+/** The text as one stream of tokens without special ones, in rows of 512; the first `count`, or all whole ones. */
 export function validRows(model: Llama, count = Infinity): Int32Array[] {
   const text = readFileSync(join(SMALL_MODEL, "valid.txt"), "utf8");
   const ids = Int32Array.from(model.tokenizer!.encode(text, { specialTokens: false }));

@@ -1,0 +1,158 @@
+// npm run bench: where attention stands on this machine, beside its limits and beside PyTorch.
+
+const { parseArgs } = require("node:util");
+const { KERNEL_SUITES, kernelRows } = require("./cases");
+
+const SUITES = [...KERNEL_SUITES, "host", "cache"];
+
+const USAGE = `npm run bench -- [options]
+
+  --device NAME   auto, cpu, cuda or cuda:N               (default: auto)
+  --suite A,B     of ${SUITES.join(", ")}
+                                                          (default: all)
+  --rows N        the first N rows of each suite
+  --quick         few and short rounds, small cases
+  --no-peers      do not start PyTorch
+  --json FILE     write the results there
+  --record        write them to bench/results/<gpu>-<date>.json
+  --help`;
+
+const OPTIONS = {
+  device: { type: "string", default: "auto" },
+  suite: { type: "string", default: SUITES.join(",") },
+  rows: { type: "string" },
+  quick: { type: "boolean", default: false },
+  "no-peers": { type: "boolean", default: false },
+  json: { type: "string" },
+  record: { type: "boolean", default: false },
+  help: { type: "boolean", default: false },
+};
+
+class UsageError extends Error {}
+
+function readArguments() {
+  let values;
+  try {
+    ({ values } = parseArgs({ options: OPTIONS }));
+  } catch (error) {
+    throw new UsageError(error.message);
+  }
+  const suites = values.suite.split(",");
+  const unknown = suites.find((suite) => !SUITES.includes(suite));
+  if (unknown !== undefined) {
+    throw new UsageError(`--suite expected some of ${SUITES.join(", ")}, got "${unknown}"`);
+  }
+  if (!/^(auto|cpu|cuda(:\d{1,3})?)$/.test(values.device)) {
+    throw new UsageError(`--device expected auto, cpu, cuda or cuda:N, got "${values.device}"`);
+  }
+  const rows = values.rows === undefined ? Number.POSITIVE_INFINITY : Number(values.rows);
+  if (rows !== Number.POSITIVE_INFINITY && !(Number.isInteger(rows) && rows > 0)) {
+    throw new UsageError(`--rows expected a whole number above 0, got "${values.rows}"`);
+  }
+  return { ...values, suites, rows };
+}
+
+/** PyTorch's SDPA has neither window nor pages, and the peers run on the GPU only. */
+const peersTake = ({ params }) => params.window === 0 && params.pageSize === 0;
+
+/** Our row, and the peers' rounds between our own. */
+async function* kernelResults(device, suite, noise, peers, ceilings, args) {
+  const { KernelCall, KernelTimer, median, result, rounds } = require("./measure");
+  const { count, seconds } = rounds(args.quick);
+  for (const row of kernelRows(suite, device.kind, args.quick).slice(0, args.rows)) {
+    const call = new KernelCall(device, noise, row);
+    const timer = new KernelTimer(device, call);
+    await call.check();
+    await timer.prepare(seconds);
+    const times = new Map([["flash-gqa", []]]);
+    if (peers !== null && peersTake(row)) {
+      const { params } = row;
+      const { calls } = timer;
+      const question = { do: "prepare", params, copies: call.copies, calls, seconds };
+      const { impls, failed } = await peers.ask(question);
+      for (const impl of impls) times.set(impl, []);
+      for (const [impl, reason] of Object.entries(failed)) console.error(`${impl}: ${reason}`);
+    }
+    for (let round = 0; round < count; round++) {
+      for (const [impl, taken] of times) {
+        const peer = impl !== "flash-gqa";
+        taken.push(peer ? (await peers.ask({ do: "measure", impl })).us : await timer.round());
+      }
+    }
+    if (times.size > 1) await peers.ask({ do: "release" });
+    timer.dispose();
+    call.dispose();
+    yield Array.from(times, ([impl, taken]) => result(row, impl, median(taken), ceilings));
+  }
+}
+
+async function* suiteResults(device, suite, noise, peers, ceilings, args) {
+  if (KERNEL_SUITES.includes(suite)) {
+    yield* kernelResults(device, suite, noise, peers, ceilings, args);
+    return;
+  }
+  const { cacheRows, hostRows } = require("./host");
+  let left = args.rows;
+  for await (const row of suite === "host"
+    ? hostRows(device, args.quick)
+    : cacheRows(device, args.quick)) {
+    yield [row];
+    if (--left === 0) return;
+  }
+}
+
+async function startPeers(device, args) {
+  if (args["no-peers"]) return { peers: null, info: null, missing: "not asked" };
+  if (device.kind !== "cuda") return { peers: null, info: null, missing: "they run on CUDA only" };
+  const { peers, info, reason } = await require("./peers").Peers.start();
+  if (peers === undefined) return { peers: null, info: null, missing: `none, ${reason}` };
+  return { peers, info };
+}
+
+async function main() {
+  const args = readArguments();
+  if (args.help) return console.log(USAGE);
+  const { Device } = require("flash-gqa");
+  const { ownCeilings } = require("./ceilings");
+  const { Noise } = require("./measure");
+  const report = require("./report");
+
+  const device = await Device.open(args.device);
+  const { peers, info, missing } = await startPeers(device, args);
+  const noise = new Noise(device, 2 ** (args.quick ? 12 : 20));
+  const ceilings = await ownCeilings(device, noise, args.quick);
+  if (peers !== null) {
+    Object.assign(ceilings, await peers.ask({ do: "ceilings" }), { from: "PyTorch sum, matmul" });
+  }
+  const run = report.describeRun(device, info, ceilings);
+  for (const line of report.headerLines(run, missing)) console.log(line);
+
+  const rows = [];
+  for (const suite of args.suites) {
+    console.log(report.tableHead(suite));
+    for await (const results of suiteResults(device, suite, noise, peers, ceilings, args)) {
+      rows.push(...results);
+      const byImpl = Object.fromEntries(results.map((row) => [row.impl, row]));
+      console.log(report.tableRow(byImpl["flash-gqa"], byImpl));
+    }
+    const mean = report.summary(suite, rows);
+    if (mean !== null) console.log(mean);
+  }
+  peers?.stop();
+  for (const file of [args.json, args.record ? report.recordPath(run) : undefined]) {
+    if (file === undefined) continue;
+    report.writeJson(file, run, rows);
+    console.log(`\nwritten to ${file}`);
+  }
+  device.dispose();
+}
+
+main().catch((error) => {
+  if (error instanceof UsageError) {
+    console.error(`${error.message}\n\n${USAGE}`);
+    process.exitCode = 2;
+    return;
+  }
+  console.error(error.name === "GqaError" ? error.message : error);
+  process.exit(1); // the peers' process would keep this one alive
+});

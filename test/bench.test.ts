@@ -1,0 +1,89 @@
+// `npm run bench` as a person runs it: what it writes down. Times are never asserted.
+
+import { execFile } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { promisify } from "node:util";
+import { afterAll, describe, expect, it } from "vitest";
+
+interface Row {
+  suite: string;
+  impl: string;
+  params: Record<string, unknown>;
+  us: number;
+  gbps?: number;
+  tflops?: number;
+  floor_us?: number | null;
+}
+
+const run = promisify(execFile);
+const bench = join(__dirname, "..", "bench", "run.js");
+const folder = mkdtempSync(join(tmpdir(), "flash-gqa-bench-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+/** A quick run on the CPU: its text and the record that it wrote. */
+async function quick(...args: string[]) {
+  const file = join(folder, `${args.join("").replace(/\W/g, "")}.json`);
+  const start = [bench, "--quick", "--device", "cpu", "--json", file, ...args];
+  const { stdout, stderr } = await run(process.execPath, start);
+  expect(stderr).toBe("");
+  return { stdout, record: JSON.parse(readFileSync(file, "utf8")) };
+}
+
+describe("the bench", () => {
+  it("writes the form of record, with every suite in it", async () => {
+    const { stdout, record } = await quick();
+    for (const name of ["gpu", "driver", "commit", "command", "date"]) {
+      expect(typeof record[name], name).toBe("string");
+      expect(record[name].length, name).toBeGreaterThan(0);
+    }
+    expect(record.command).toMatch(/^npm run bench -- --quick/);
+    expect(new Date(record.date).toISOString()).toBe(record.date);
+    expect(record.versions.node).toBe(process.versions.node);
+    expect(record.ceilings.readGbps).toBeGreaterThan(0);
+
+    const rows: Row[] = record.rows;
+    const suites = ["decode", "prefill", "prefill-window", "prefill-paged", "host", "cache"];
+    expect([...new Set(rows.map(({ suite }) => suite))]).toEqual(suites);
+    for (const row of rows) {
+      expect(row.impl).toBe("flash-gqa");
+      expect(row.us, JSON.stringify(row)).toBeGreaterThan(0);
+      if (row.suite === "host" || row.suite === "cache") {
+        expect(typeof row.params.operation).toBe("string");
+        continue;
+      }
+      const { batch, numQHeads, numKvHeads, headDim, window, pageSize, dtype } = row.params;
+      for (const size of [batch, numQHeads, numKvHeads, headDim]) expect(size).toBeGreaterThan(0);
+      for (const size of [window, pageSize]) expect(size).toBeGreaterThanOrEqual(0);
+      expect(dtype).toMatch(/^(float32|float16|bfloat16)$/);
+      const isDecode = row.suite === "decode";
+      expect(isDecode ? row.params.kvLen : row.params.seqLen).toBeGreaterThan(0);
+      expect(isDecode ? row.gbps : row.tflops).toBeGreaterThan(0);
+      expect(row).toHaveProperty("floor_us");
+    }
+    for (const part of ["machine", "versions", "ceilings", "peers", "run", ...suites]) {
+      expect(stdout).toMatch(new RegExp(`^${part} `, "m"));
+    }
+    expect(stdout).not.toMatch(/NaN|undefined|Infinity/);
+  });
+
+  it("runs the suites and as many rows as asked for", async () => {
+    const { record } = await quick("--suite", "cache,decode", "--rows", "1");
+    expect(record.rows.map(({ suite }: Row) => suite)).toEqual(["cache", "decode"]);
+  });
+
+  it("refuses what it does not know, with a sentence and code 2", async () => {
+    for (const args of [
+      ["--nonsense"],
+      ["--suite", "decoed"],
+      ["--rows", "0"],
+      ["--device", "x"],
+    ]) {
+      const failure = await run(process.execPath, [bench, ...args]).catch((error) => error);
+      expect(failure.code, args.join(" ")).toBe(2);
+      expect(failure.stderr.length).toBeGreaterThan(10);
+      expect(failure.stderr).not.toMatch(/^\s+at /m);
+    }
+  });
+});
