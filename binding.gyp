@@ -10,7 +10,7 @@
           "action_name": "build",
           "inputs": ["CMakeLists.txt"],
           "outputs": ["build/Release/flash_gqa.node"],
-          "action": ["node", "scripts/build.js", "--addon"]
+          "action": ["node", "scripts/compile.js", "--addon"]
         }
       ]
     }

@@ -7,7 +7,7 @@ CudaProbe probe_cuda() {
   CudaProbe probe{};
   probe.reason =
       "this build of flash-gqa has no CUDA code: install the CUDA toolkit (nvcc) and run "
-      "FLASH_GQA_CUDA=on npm run build";
+      "FLASH_GQA_CUDA=on npm run compile";
   return probe;
 }
 

@@ -161,7 +161,7 @@ main().catch((error) => {
     console.error("\ninterrupted");
     process.exitCode = 130;
   } else if (error.code === "MODULE_NOT_FOUND") {
-    console.error(`${error.message.split("\n")[0]}\nBuild it first: npm ci, or npm run build`);
+    console.error(`${error.message.split("\n")[0]}\nBuild it first: npm ci, or npm run compile`);
     process.exitCode = 1;
   } else {
     console.error(error.name === "GqaError" ? `\n${error.message}` : error);

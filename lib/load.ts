@@ -16,7 +16,7 @@ function cure(reason: string): string {
   if (process.platform !== "linux")
     return `flash-gqa runs on Linux, this is ${process.platform}: use a container or WSL`;
   return (
-    "in a clone run `npm run build`; in an installed package build from source with " +
+    "in a clone run `npm run compile`; in an installed package build from source with " +
     "`npm i -D cmake-js node-addon-api && npx cmake-js compile -d node_modules/flash-gqa`; " +
     "in a bundle keep flash-gqa external, or set FLASH_GQA_BINARY to the absolute path of flash_gqa.node"
   );

@@ -1,4 +1,4 @@
-// The native build, shared by build.js, prepare.js and gyp-shim.js: through cmake-js, and not at all where nothing
+// The native build, shared by compile.js, prepare.js and gyp-shim.js: through cmake-js, and not at all where nothing
 // changed.
 
 const { spawnSync } = require("node:child_process");

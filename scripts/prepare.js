@@ -9,5 +9,5 @@ if (!fs.existsSync(path.join(ROOT, "tsconfig.json"))) {
 } else if (!["cmake-js", "node-addon-api", "typescript"].every(hasPackage)) {
   console.log("flash-gqa: not built, because the devDependencies are not installed.");
 } else {
-  require("./build.js");
+  require("./compile.js");
 }

@@ -1,4 +1,5 @@
-// npm run build: the addon in build/Release, and lib/ compiled to dist/.
+// npm run compile: the addon in build/Release, and lib/ compiled to dist/. Not called "build": npm would run "prebuild",
+// which makes the package's binaries for every architecture, before it.
 
 const { BINARY, buildNative, buildTypeScript } = require("./native.js");
 
