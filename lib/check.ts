@@ -7,6 +7,17 @@ import { GqaError, invalid } from "./errors";
 
 export const INT32_MAX = 0x7fffffff;
 const FLOAT32_MAX = 3.4028234663852886e38;
+/** The smallest number above 0 that float32 arithmetic keeps: some hardware takes less for 0. */
+export const FLOAT32_MIN: number = 2 ** -126;
+
+/** The first argument of every constructor: only this package has it. */
+export const INTERNAL: unique symbol = Symbol("flash-gqa");
+
+/** Refuses `new` from outside, which types forbid and JavaScript lets through. */
+export function checkInternal(key: unknown, type: string, factory: string): void {
+  if (key === INTERNAL) return;
+  throw invalid(`new ${type}`, "the constructor is not for callers", `make one with ${factory}`);
+}
 
 /** A short picture of a value for messages. */
 export function show(value: unknown): string {
@@ -102,11 +113,30 @@ export function checkNumber(
   throw invalid(operation, `${name} expected a finite number${low}${high}, got ${got}`);
 }
 
-/** A number greater than 0 that float32 can hold. */
+/** A number that is greater than 0 in float32 too. */
 export function checkPositive(operation: string, name: string, value: unknown): number {
-  if (typeof value === "number" && value > 0 && value <= FLOAT32_MAX) return value;
+  if (typeof value === "number" && value >= FLOAT32_MIN && value <= FLOAT32_MAX) return value;
   const got = typeof value === "number" ? String(value) : `${show(value)} (${typeof value})`;
-  throw invalid(operation, `${name} expected a finite number > 0, got ${got}`);
+  throw invalid(operation, `${name} expected a finite number > 0 in float32, got ${got}`);
+}
+
+/** A number in [min, max], or 0, which switches off. */
+export function checkZeroOr(
+  operation: string,
+  name: string,
+  value: unknown,
+  min: number = FLOAT32_MIN,
+  max: number = FLOAT32_MAX,
+): number {
+  if (value === 0) return 0; // -0 is 0
+  if (typeof value === "number" && value >= min && value <= max) return value;
+  const got = typeof value === "number" ? String(value) : `${show(value)} (${typeof value})`;
+  throw invalid(operation, `${name} expected 0 or a number in [${min}, ${max}], got ${got}`);
+}
+
+/** A soft cap: 0, or far enough from float32's ends that smScale / softCap and its products fit. */
+export function checkSoftCap(operation: string, value: unknown): number {
+  return checkZeroOr(operation, "softCap", value ?? 0, 1e-30, 1e30);
 }
 
 export function checkBoolean(operation: string, name: string, value: unknown): boolean {
@@ -132,6 +162,17 @@ export function checkOneOf<T extends string>(
 export function checkWindow(operation: string, name: string, value: unknown): number {
   if (value === undefined || value === Number.POSITIVE_INFINITY) return 0;
   return checkInt(operation, name, value);
+}
+
+/**
+ * As `array.map`, by index alone: an iterator or a method of the user's own is never followed, and
+ * `item` meets the holes too, so that it can refuse them.
+ */
+export function mapItems<T, R>(array: readonly T[], item: (value: T, index: number) => R): R[] {
+  const items: R[] = [];
+  const count = array.length;
+  for (let i = 0; i < count; i++) items.push(item(array[i] as T, i));
+  return items;
 }
 
 /** A shape: 1 to 8 integers, with a product that a double holds exactly. */

@@ -2,7 +2,15 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 
 import { KvCache, type KvCacheConfig } from "./cache/kv-cache";
-import { checkOneOf, checkOptions, checkShape, elementCount, show } from "./check";
+import {
+  checkInternal,
+  checkOneOf,
+  checkOptions,
+  checkShape,
+  elementCount,
+  INTERNAL,
+  show,
+} from "./check";
 import { DTYPES, type DType, dtypeBytes } from "./dtype";
 import { failure, invalid } from "./errors";
 import { Graph } from "./graph";
@@ -46,7 +54,8 @@ export class Device {
   // Tensors made inside running tidy() calls, innermost last.
   readonly #scopes: Array<Set<Tensor>> = [];
 
-  private constructor(kind: "cpu" | "cuda", index: number, why: string) {
+  private constructor(key: symbol, kind: "cpu" | "cuda", index: number, why: string) {
+    checkInternal(key, "Device", "await Device.open()");
     this.handle = addon.openDevice(kind, index);
     this.kind = kind;
     this.reason = `${kind}: ${why}`;
@@ -58,13 +67,13 @@ export class Device {
    */
   static async open(which?: DeviceName): Promise<Device> {
     const { kind, index } = wanted(which);
-    if (kind === "cpu") return new Device("cpu", 0, "asked for");
+    if (kind === "cpu") return new Device(INTERNAL, "cpu", 0, "asked for");
     const probe = addon.probeCuda();
     if (probe.usable) {
       const why = kind === "cuda" ? "asked for" : `usable, the first of ${probe.deviceCount}`;
-      return new Device("cuda", index, why);
+      return new Device(INTERNAL, "cuda", index, why);
     }
-    if (kind === "auto") return new Device("cpu", 0, probe.reason);
+    if (kind === "auto") return new Device(INTERNAL, "cpu", 0, probe.reason);
     throw failure(
       "DEVICE",
       "Device.open",
@@ -112,7 +121,7 @@ export class Device {
         ? dtypeOfData(operation, data)
         : checkOneOf(operation, "dtype", dtype, DTYPES);
     const values = hostValues(operation, data, type, elementCount(sizes));
-    const tensor = this.#allocate(sizes, type);
+    const tensor = this.allocate(operation, sizes, type);
     if (values.elements === 0) return tensor;
     const { id, offset } = tensor.ref(operation);
     const { view, from, elements } = values;
@@ -126,9 +135,7 @@ export class Device {
    */
   empty(shape: readonly number[], dtype: DType = "float32"): Tensor {
     const operation = "Device.empty";
-    this.live(operation);
-    const sizes = checkShape(operation, shape);
-    return this.#allocate(sizes, checkOneOf(operation, "dtype", dtype, DTYPES));
+    return this.allocate(operation, shape, checkOneOf(operation, "dtype", dtype, DTYPES));
   }
 
   /**
@@ -136,9 +143,8 @@ export class Device {
    */
   zeros(shape: readonly number[], dtype: DType = "float32"): Tensor {
     const operation = "Device.zeros";
-    this.live(operation);
-    const sizes = checkShape(operation, shape);
-    const tensor = this.#allocate(sizes, checkOneOf(operation, "dtype", dtype, DTYPES));
+    const type = checkOneOf(operation, "dtype", dtype, DTYPES);
+    const tensor = this.allocate(operation, shape, type);
     if (tensor.size === 0) return tensor;
     const { id, offset } = tensor.ref(operation);
     addon.fill(id, offset, 0, tensor.byteLength);
@@ -157,7 +163,7 @@ export class Device {
   /** A paged KV cache on this device. Throws INVALID_ARGUMENT, OUT_OF_MEMORY, DISPOSED. */
   createCache(config: KvCacheConfig): KvCache {
     this.live("Device.createCache");
-    return new KvCache(this, config);
+    return KvCache.make(this, config);
   }
 
   /**
@@ -252,9 +258,12 @@ export class Device {
     for (const scope of this.#scopes) scope.delete(tensor);
   }
 
-  #allocate(shape: readonly number[], dtype: DType): Tensor {
-    const memory = new Memory(this, elementCount(shape) * dtypeBytes(dtype));
-    return Tensor.view(this, memory, dtype, shape, elementCount(shape.slice(1)), 0);
+  /** @internal `empty` for `operation`, which its errors name. */
+  allocate(operation: string, shape: readonly number[], dtype: DType): Tensor {
+    this.live(operation);
+    const sizes = checkShape(operation, shape);
+    const memory = new Memory(operation, this, elementCount(sizes) * dtypeBytes(dtype));
+    return Tensor.view(this, memory, dtype, sizes, elementCount(sizes.slice(1)), 0);
   }
 }
 

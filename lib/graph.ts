@@ -1,3 +1,4 @@
+import { checkInternal, INTERNAL } from "./check";
 import type { Device } from "./device";
 import { failure, invalid } from "./errors";
 import { addon } from "./native";
@@ -19,7 +20,8 @@ export class Graph {
   readonly #effects: Array<() => void> = [];
   #id: number | null = null;
 
-  private constructor(device: Device) {
+  private constructor(key: symbol, device: Device) {
+    checkInternal(key, "Graph", "device.capture(fn)");
     this.#device = device;
   }
 
@@ -28,7 +30,7 @@ export class Graph {
     const operation = "Device.capture";
     if (typeof record !== "function") throw invalid(operation, "fn expected a function");
     device.notCapturing(operation);
-    const graph = new Graph(device);
+    const graph = new Graph(INTERNAL, device);
     addon.beginCapture(device.handle);
     device.recording = graph;
     try {

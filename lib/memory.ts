@@ -1,6 +1,7 @@
 // Device memory with a count of the tensors that look into it.
 
 import type { Device } from "./device";
+import { fromNative, GqaError } from "./errors";
 import { addon, type MemoryHandle } from "./native";
 
 /**
@@ -13,9 +14,14 @@ export class Memory {
   readonly bytes: number;
   #owners = 1;
 
-  constructor(device: Device, bytes: number) {
+  constructor(operation: string, device: Device, bytes: number) {
     this.#device = device;
-    this.#handle = addon.allocate(device.handle, bytes);
+    try {
+      this.#handle = addon.allocate(device.handle, bytes);
+    } catch (error) {
+      // The addon does not know for which of the user's calls the memory is.
+      throw fromNative(operation, error instanceof GqaError ? error.cause : error);
+    }
     this.bytes = bytes;
   }
 

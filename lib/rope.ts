@@ -1,4 +1,4 @@
-import { show } from "./check";
+import { checkInternal, INTERNAL, show } from "./check";
 import type { Device } from "./device";
 import { failure, invalid } from "./errors";
 import type { RopeArgs } from "./native";
@@ -30,7 +30,8 @@ export class RopeTable {
   readonly #onDevice: Tensor;
   readonly #longOnDevice: Tensor | null;
 
-  private constructor(device: Device, config: RopeConfig) {
+  private constructor(key: symbol, device: Device, config: RopeConfig) {
+    checkInternal(key, "RopeTable", "device.rope(config)");
     const frequencies = ropeFrequencies("Device.rope", config);
     this.device = device;
     this.headDim = frequencies.headDim;
@@ -46,7 +47,7 @@ export class RopeTable {
 
   /** @internal Behind `device.rope`. */
   static make(device: Device, config: RopeConfig): RopeTable {
-    return new RopeTable(device, config);
+    return new RopeTable(INTERNAL, device, config);
   }
 
   /** Whether `value` is a RopeTable, made by this copy of the module. */

@@ -35,7 +35,7 @@ export function copyTensor(operation: string, target: Tensor, source: Tensor): v
 
 /** The rows without the gaps between them, as a new tensor. */
 export function packRows(operation: string, source: Tensor): Tensor {
-  const packed = source.device.empty(source.shape, source.dtype);
+  const packed = source.device.allocate(operation, source.shape, source.dtype);
   const rows = source.shape[0]!;
   // A slice to a window as long as the tensor moves every row. It moves bits: int32 travels as the
   // float dtype of its width.

@@ -1,9 +1,11 @@
 import {
   checkInt,
+  checkInternal,
   checkOneOf,
   checkOptions,
   checkShape,
   elementCount,
+  INTERNAL,
   show,
   showShape,
 } from "./check";
@@ -40,6 +42,7 @@ export class Tensor {
   #memory: Memory | null;
 
   private constructor(
+    key: symbol,
     device: Device,
     memory: Memory,
     dtype: DType,
@@ -47,6 +50,7 @@ export class Tensor {
     rowStride: number,
     offset: number,
   ) {
+    checkInternal(key, "Tensor", "device.tensor(data, shape)");
     this.device = device;
     this.dtype = dtype;
     this.shape = shape;
@@ -67,7 +71,7 @@ export class Tensor {
     rowStride: number,
     offset: number,
   ): Tensor {
-    return new Tensor(device, memory, dtype, shape, rowStride, offset);
+    return new Tensor(INTERNAL, device, memory, dtype, shape, rowStride, offset);
   }
 
   /** Whether `value` is a Tensor, made by this copy of the module. */
@@ -185,7 +189,7 @@ export class Tensor {
       );
       return this;
     }
-    const staged = this.device.empty(this.shape, this.dtype);
+    const staged = this.device.allocate(operation, this.shape, this.dtype);
     staged.write(data);
     copyTensor(operation, this, staged);
     staged.dispose();
@@ -242,16 +246,17 @@ export class Tensor {
         "read() it and make a new tensor",
       );
     }
-    const copy = this.device.empty(this.shape, target);
+    const copy = this.device.allocate(operation, this.shape, target);
     copyTensor(operation, copy, this);
     return copy;
   }
 
   /** A contiguous copy. Throws DISPOSED, OUT_OF_MEMORY. */
   clone(): Tensor {
-    this.#live("Tensor.clone");
-    const copy = this.device.empty(this.shape, this.dtype);
-    copyTensor("Tensor.clone", copy, this);
+    const operation = "Tensor.clone";
+    this.#live(operation);
+    const copy = this.device.allocate(operation, this.shape, this.dtype);
+    copyTensor(operation, copy, this);
     return copy;
   }
 
@@ -325,7 +330,7 @@ export class Tensor {
 
   #view(memory: Memory, shape: readonly number[], rowStride: number, skip: number): Tensor {
     const offset = this.#offset + skip * dtypeBytes(this.dtype);
-    return new Tensor(this.device, memory.retain(), this.dtype, shape, rowStride, offset);
+    return Tensor.view(this.device, memory.retain(), this.dtype, shape, rowStride, offset);
   }
 
   async #readAs(operation: string, to: DType): Promise<ArrayBuffer> {

@@ -1,5 +1,5 @@
-// npm run compile: the addon in build/Release, and lib/ compiled to dist/. Not called "build": npm would run "prebuild",
-// which makes the package's binaries for every architecture, before it.
+// npm run compile: the addon in build/Release, and lib/ compiled to dist/. Not called "build": npm would run
+// "prebuild" before it, which makes the package's binaries for every architecture.
 
 const { BINARY, buildNative, buildTypeScript } = require("./native.js");
 

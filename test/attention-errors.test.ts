@@ -111,6 +111,8 @@ const options: Row[] = [
   ["a negative softCap", withOptions({ softCap: -1 }), INVALID, "softCap"],
   ["a NaN softCap", withOptions({ softCap: NaN }), INVALID, "softCap"],
   ["an infinite softCap", withOptions({ softCap: Infinity }), INVALID, "softCap"],
+  ["a softCap that overflows", withOptions({ softCap: 1e31 }), INVALID, "softCap", /1e\+30/],
+  ["a softCap of almost 0", withOptions({ softCap: 1e-31 }), INVALID, "softCap", /1e-30/],
   ["causal that is no boolean", withOptions({ causal: 1 }), INVALID, "causal"],
   [
     "a window without causal",
@@ -332,6 +334,12 @@ describe("attention", () => {
   it("works after every refusal as before", async () => {
     const one = device.tensor(new Float32Array(8 * 2 * 64).fill(1), KV);
     const { o } = attention(q(), kv(), one);
+    expect(await o.read()).toEqual(new Float32Array(4 * 4 * 64).fill(1));
+  });
+
+  it.each([1e-30, 1e30])("takes a softCap of %s", async (softCap) => {
+    const one = device.tensor(new Float32Array(8 * 2 * 64).fill(1), KV);
+    const { o } = attention(q(), one, one, { softCap });
     expect(await o.read()).toEqual(new Float32Array(4 * 4 * 64).fill(1));
   });
 

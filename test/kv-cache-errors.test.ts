@@ -3,7 +3,7 @@
 import { describe, expect, it } from "vitest";
 import { bytesPerToken, Device, type KvCache, type Sequence } from "../lib/index";
 import { testDevice } from "./support/device";
-import { caught, expectError, type Wrong } from "./support/errors";
+import { caught, expectError, trapped, type Wrong } from "./support/errors";
 
 const device = await testDevice();
 const INVALID = "INVALID_ARGUMENT";
@@ -73,7 +73,9 @@ describe("createCache refuses", () => {
       "sinkLogits",
     ],
     ["a negative softCap", create({ ...CONFIG, softCap: -1 }), INVALID, "softCap"],
+    ["a softCap that overflows", create({ ...CONFIG, softCap: 3e38 }), INVALID, "softCap", "1e.30"],
     ["a NaN smScale", create({ ...CONFIG, smScale: NaN }), INVALID, "smScale"],
+    ["a smScale that float32 has not", create({ ...CONFIG, smScale: 1e-50 }), INVALID, "smScale"],
     [
       "rope of another head",
       create({ ...CONFIG, rope: { headDim: 32 } }),
@@ -310,6 +312,25 @@ describe("getters that answer otherwise the second time", () => {
     } as Wrong;
     const attend = () => step.attend(0, q(3), kv(3), kv(3), options);
     expectError(attend, INVALID, "step.attend", "no planned tokens");
+    cache.dispose();
+  });
+});
+
+describe("iterators of the user's own", () => {
+  it("are not followed", () => {
+    const cache = makeCache({ window: trapped(4, 8) });
+    const [a, b] = [cache.open(), cache.open()];
+    const step = cache.plan(trapped<[Sequence, number]>([a, 2], [b, 3]));
+    expect(step.qLens).toEqual([2, 3]);
+    step.rollback();
+    step.next(trapped(1, 4));
+    expect(step.qLens).toEqual([1, 4]);
+    cache.dispose();
+  });
+
+  it("nor are holes taken for requests", () => {
+    const cache = makeCache();
+    expectError(() => cache.plan(new Array(2 ** 32 - 1)), INVALID, "cache.plan", /requests\[0\]/);
     cache.dispose();
   });
 });

@@ -9,7 +9,7 @@ import { GqaError } from "../lib/index";
 import { type GenerateOptions, Llama, Tokenizer } from "../lib/llama/index";
 import { expectClose } from "./support/compare";
 import { testDevice } from "./support/device";
-import { expectError, rejected, type Wrong } from "./support/errors";
+import { expectError, rejected, trapped, type Wrong } from "./support/errors";
 import { golden, goldenCases, goldenDir } from "./support/golden";
 import { perplexity, SMALL_MODEL, validRows } from "./support/model";
 import { readSafetensors } from "./support/safetensors";
@@ -247,6 +247,15 @@ describe("generate", async () => {
     expect(count).toBe(3);
   });
 
+  it("does not follow iterators of the user's own", async () => {
+    const prompts = trapped({ tokens: trapped(1, 5) });
+    const options = { maxTokens: 2, stop: trapped("never"), stopTokens: trapped<number>() };
+    let count = 0;
+    for await (const _ of model.generateBatch(prompts, options)) count++;
+    expect(count).toBe(2);
+    expect(model.tokenizer!.decode(trapped(5))).toBe(model.tokenizer!.decode([5]));
+  });
+
   it("leaving the loop frees the pages", async () => {
     for await (const _ of model.generate(prompt, { maxTokens: 50 })) break;
     expect(model.cache.stats().pages.used).toBe(0);
@@ -286,14 +295,18 @@ describe("generate", async () => {
     ["a negative temperature", generate("a", { temperature: -1 }), "temperature"],
     ["a NaN temperature", generate("a", { temperature: NaN }), "temperature"],
     ["topP 0", generate("a", { topP: 0 }), "topP"],
+    ["a topP that float32 has not", generate("a", { topP: 1e-45 }), "topP"],
+    ["a temperature that float32 has not", generate("a", { temperature: 1e-45 }), "temperature"],
     ["topP 2", generate("a", { topP: 2 }), "topP"],
     ["topK -1", generate("a", { topK: -1 }), "topK"],
     ["a seed of 1.5", generate("a", { seed: 1.5 }), "seed"],
     ["an empty stop", generate("a", { stop: "" }), "stop"],
     ["a stop token beyond", generate("a", { stopTokens: [2048] }), "stopTokens"],
+    ["a hole among stops", generate("a", { stop: new Array(2) }), "stop"],
     ["logprobs 1000", generate("a", { logprobs: 1000 }), "logprobs"],
     ["a signal that is none", generate("a", { signal: 1 }), "signal"],
     ["half a signal", generate("a", { signal: { aborted: false } }), "signal", "AbortSignal"],
+    ["a hole among prompts", () => model.generateBatch(new Array(1)), "prompt"],
     ["no prompts", () => model.generateBatch([]), "prompts"],
   ])("refuses %s", (_, call, ...names) => {
     expectError(call, "INVALID_ARGUMENT", "Llama.generate", ...names);

@@ -1,9 +1,9 @@
 // What appendKv, repeatKv, sliceWindow, rope and mergeStates refuse.
 
-import { describe, it } from "vitest";
+import { describe, expect, it } from "vitest";
 import { appendKv, mergeStates, repeatKv, rope, sliceWindow, type Tensor } from "../lib/index";
 import { testDevice } from "./support/device";
-import { expectError, type Wrong } from "./support/errors";
+import { expectError, trapped, type Wrong } from "./support/errors";
 import { ropeConfig } from "./support/rope";
 
 const device = await testDevice();
@@ -210,6 +210,25 @@ describe("wrong arguments", () => {
     ],
   ])("%s: %s", (operation, _, call, code, ...names) => {
     expectError(call, code, operation, ...names);
+  });
+
+  it("keys that someone put on Object.prototype change nothing", () => {
+    const input = x();
+    const polluted = Object.prototype as Wrong;
+    polluted.pollution = input;
+    try {
+      expect(repeatKv(x(), 1, { out: input })).toBe(input);
+    } finally {
+      delete polluted.pollution;
+    }
+  });
+
+  it("parts with a hole, and iterators of the user's own", () => {
+    expectError(merge(new Array(2)), INVALID, "mergeStates", /parts\[0\]/);
+    expect(mergeStates(trapped(state(), state())).o.shape).toEqual([4, 2, 16]);
+    const paged = { ...cache(), pageTable: trapped([0, 1]) };
+    expect(() => appendKv(x(), x(), paged)).not.toThrow();
+    expectError(append(x(), x(), { ...cache(), pageTable: [[0], 1] }), INVALID, /pageTable\[1\]/);
   });
 
   it("disposed tensors give DISPOSED everywhere", () => {

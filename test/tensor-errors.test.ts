@@ -1,9 +1,9 @@
 // What device.tensor and the methods of a tensor refuse.
 
-import { describe, it } from "vitest";
-import { attention } from "../lib/index";
+import { describe, expect, it } from "vitest";
+import { attention, Device, Graph, KvCache, RopeTable, repeatKv, Tensor } from "../lib/index";
 import { testDevice } from "./support/device";
-import { expectError, type Wrong } from "./support/errors";
+import { caught, expectError, trapped, type Wrong } from "./support/errors";
 
 const device = await testDevice();
 
@@ -146,6 +146,13 @@ describe("wrong arguments", () => {
     expectError(call, code, ...names);
   });
 
+  it("have no iterator that is followed", () => {
+    const t = device.zeros(trapped(2, 3));
+    expect(t.shape).toEqual([2, 3]);
+    expect(t.reshape(trapped(6)).shape).toEqual([6]);
+    expect(device.tensor(trapped(1, 2), [2]).size).toBe(2);
+  });
+
   it("do not shrink under a length getter that lies", () => {
     const data = Array.from({ length: 4 }, () => 1);
     const liar = new Proxy(data, {
@@ -161,5 +168,38 @@ describe("wrong arguments", () => {
     });
     const call = () => attention(q, k, k, { cuSeqlensQ, cuSeqlensK: [0, 2] });
     expectError(call, "OUT_OF_MEMORY", "attention", "cuSeqlensQ", String(2 ** 40));
+  });
+});
+
+describe("out of memory", () => {
+  const most = 2 ** 31 - 1;
+  it.each<[string, () => unknown]>([
+    ["Device.empty", () => device.empty([most, 1 << 16])],
+    ["Device.zeros", () => device.zeros([most, 1 << 16])],
+    ["repeatKv", () => repeatKv(device.empty([1 << 12, 1, 256]), 1 << 28)],
+  ])("%s is named, with what there is and the way out", (operation, call) => {
+    const error = caught(call);
+    expect([error.code, error.operation]).toEqual(["OUT_OF_MEMORY", operation]);
+    expect(error.message).toMatch(new RegExp(`^${operation}: needed .*free .*: dispose tensors`));
+  });
+});
+
+describe("constructors", () => {
+  const cache = device.createCache({ numLayers: 1, numKvHeads: 1, headDim: 8, maxTokens: 16 });
+  const sequence = cache.open();
+  const step = cache.plan([[sequence, 1]]);
+
+  it.each<[string, Wrong, string]>([
+    ["Device", Device, "Device.open"],
+    ["Tensor", Tensor, "device.tensor"],
+    ["RopeTable", RopeTable, "device.rope"],
+    ["Graph", Graph, "device.capture"],
+    ["KvCache", KvCache, "device.createCache"],
+    ["Sequence", sequence.constructor, "cache.open"],
+    ["Step", step.constructor, "cache.plan"],
+  ])("new %s is refused and the factory named", (name, Class, factory) => {
+    for (const args of [[], [device], ["cpu", 0], [{}, null], [Symbol("flash-gqa"), device]]) {
+      expectError(() => new Class(...args), "INVALID_ARGUMENT", `new ${name}`, factory);
+    }
   });
 });

@@ -32,8 +32,8 @@ export class CacheMemory implements TableDevice {
     this.#rows = layout.rows;
     let pool: Memory | undefined;
     try {
-      pool = new Memory(device, layout.poolBytes);
-      this.#table = new Memory(device, layout.rows * layout.maxPages * 4);
+      pool = new Memory(operation, device, layout.poolBytes);
+      this.#table = new Memory(operation, device, layout.rows * layout.maxPages * 4);
       this.#pool = pool;
     } catch (error) {
       pool?.release();
@@ -59,7 +59,7 @@ export class CacheMemory implements TableDevice {
         "createCache({ maxSequences }) sets all rows aside at once; or close a sequence, or dispose the graph",
       );
     }
-    const table = new Memory(this.#device, rows * this.#layout.maxPages * 4);
+    const table = new Memory(operation, this.#device, rows * this.#layout.maxPages * 4);
     addon.copy(table.id, 0, this.#table.id, 0, this.#table.bytes);
     this.#table.release();
     this.#table = table;

@@ -6,8 +6,10 @@ import {
   checkOneOf,
   checkOptions,
   checkPositive,
+  checkSoftCap,
   checkWindow,
   INT32_MAX,
+  mapItems,
   show,
 } from "../check";
 import { type DType, dtypeBytes } from "../dtype";
@@ -33,7 +35,7 @@ export interface KvCacheConfig {
   rope?: RopeTable | RopeConfig;
   /** Default 1 / sqrt(headDim). */
   smScale?: number;
-  /** softCap * tanh(logit / softCap); 0, the default, is off. */
+  /** softCap * tanh(logit / softCap), in [1e-30, 1e30]; 0, the default, is off. */
   softCap?: number;
   /** [numQHeads], or [numLayers, numQHeads], float32: learned logits that join each head's denominator. */
   sinkLogits?: Tensor | TensorData;
@@ -178,7 +180,7 @@ export function cacheLayout(
       given.smScale === undefined
         ? 1 / Math.sqrt(headDim)
         : checkPositive(operation, "smScale", given.smScale),
-    softCap: checkNumber(operation, "softCap", given.softCap ?? 0, 0),
+    softCap: checkSoftCap(operation, given.softCap),
     windows: Object.freeze(windows),
     window: widest,
     sinkTokens: checkInt(operation, "sinkTokens", given.sinkTokens ?? 0),
@@ -265,7 +267,7 @@ function checkWindows(
       `window expected a number or ${numLayers} of them, one per layer, got ${window.length}`,
     );
   }
-  return Array.from(window, (value, i) => checkWindow(operation, `window[${i}]`, value));
+  return mapItems(window, (value, i) => checkWindow(operation, `window[${i}]`, value));
 }
 
 /** Pages of tokens, without the null page. */

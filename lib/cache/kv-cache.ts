@@ -1,4 +1,4 @@
-import { checkFloats, checkInt, checkOptions } from "../check";
+import { checkFloats, checkInt, checkInternal, checkOptions, INTERNAL } from "../check";
 import type { Device } from "../device";
 import { failure, invalid } from "../errors";
 import { tensorArgument } from "../ops/arguments";
@@ -54,8 +54,8 @@ export class KvCache implements Disposable {
   );
   #disposed = false;
 
-  /** @internal Behind `device.createCache`. */
-  constructor(device: Device, config: KvCacheConfig) {
+  private constructor(key: symbol, device: Device, config: KvCacheConfig) {
+    checkInternal(key, "KvCache", "device.createCache(config)");
     const operation = "Device.createCache";
     device.notCapturing(operation);
     const given = checkConfig(operation, config);
@@ -83,6 +83,11 @@ export class KvCache implements Disposable {
       sinkLogits: this.#sinkLogits,
       live: (where) => this.#live(where),
     };
+  }
+
+  /** @internal Behind `device.createCache`. */
+  static make(device: Device, config: KvCacheConfig): KvCache {
+    return new KvCache(INTERNAL, device, config);
   }
 
   get disposed(): boolean {

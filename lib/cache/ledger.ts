@@ -1,7 +1,7 @@
 // The cache's books: which sequences are open, which pages they hold, and reservations of more. Pure: what must happen
 // on the device is asked for through TableDevice, so that all of this is tested without one.
 
-import { checkInt } from "../check";
+import { checkInt, INTERNAL } from "../check";
 import { failure, invalid } from "../errors";
 import { PagePool } from "./page-pool";
 import { PageTable } from "./page-table";
@@ -40,6 +40,16 @@ export interface Reservation {
   readonly copies: readonly PageCopy[];
   commit(): void;
   undo(): void;
+}
+
+/** What a step has reserved. Apart from the step, so that it can be undone for one that was forgotten. */
+export interface Plan {
+  reservation: Reservation | null;
+}
+
+export function undo(plan: Plan): void {
+  plan.reservation?.undo();
+  plan.reservation = null;
 }
 
 /** A reservation that does not fit. Nothing was changed. */
@@ -170,7 +180,7 @@ export class Ledger {
   #add(operation: string, prefixLen: number): Sequence {
     if (!this.table.hasFreeRow) this.#grow(operation);
     const pages = new SequencePages(this.pool, this.table, this.config, this.table.takeRow());
-    const sequence = new Sequence(this, this.#nextId++, prefixLen, pages);
+    const sequence = new Sequence(INTERNAL, this, this.#nextId++, prefixLen, pages);
     this.sequences.add(sequence);
     return sequence;
   }

@@ -1,6 +1,6 @@
 // What a user asks to plan, checked, and the answer where it does not fit.
 
-import { checkInt, show } from "../check";
+import { checkInt, mapItems, show } from "../check";
 import { failure, invalid } from "../errors";
 import type { LedgerConfig, Request, Shortage } from "./ledger";
 import { Sequence } from "./sequence";
@@ -11,7 +11,7 @@ export function checkRequests(operation: string, requests: unknown): Request[] {
     const got = Array.isArray(requests) ? "[]" : show(requests);
     throw invalid(operation, `requests expected [[sequence, tokens], …], got ${got}`);
   }
-  return Array.from(requests, (pair: unknown, b) => {
+  return mapItems(requests, (pair, b) => {
     if (!Array.isArray(pair) || pair.length !== 2) {
       throw invalid(operation, `requests[${b}] expected [sequence, tokens], got ${show(pair)}`);
     }

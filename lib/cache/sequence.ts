@@ -13,6 +13,7 @@
 // Entry i always stands for tokens [i * pageSize, (i + 1) * pageSize). Entries only grow, except at truncate, where a
 // shared last page is copied (at plan, undone by rollback) and where the null page replaces what left the window.
 
+import { checkInternal } from "../check";
 import { firstInWindow, firstPositionFrom } from "../window";
 import type { Ledger } from "./ledger";
 import type { PagePool } from "./page-pool";
@@ -198,7 +199,8 @@ export class Sequence implements Disposable {
   readonly #ledger: Ledger;
 
   /** @internal */
-  constructor(ledger: Ledger, id: number, prefixLen: number, pages: SequencePages) {
+  constructor(key: symbol, ledger: Ledger, id: number, prefixLen: number, pages: SequencePages) {
+    checkInternal(key, "Sequence", "cache.open()");
     this.#ledger = ledger;
     this.id = id;
     this.prefixLen = prefixLen;

@@ -20,10 +20,10 @@ export class StepBatch {
   #maxKvLen = 0;
   #uniform = false;
 
-  constructor(device: Device, requests: readonly Request[]) {
+  constructor(operation: string, device: Device, requests: readonly Request[]) {
     this.#size = requests.length;
     this.#anyPrefix = requests.some(({ sequence }) => sequence.prefixLen > 0);
-    this.#memory = new Memory(device, (4 * this.#size + 1) * 4);
+    this.#memory = new Memory(operation, device, (4 * this.#size + 1) * 4);
   }
 
   get totalQ(): number {

@@ -6,7 +6,7 @@
 //                  ▼                                                        ▼
 //                 idle ◄──────────────────────────────────────────────────idle ── next(n) plans again, same buffers
 
-import { checkInt, checkOptions, INT32_MAX, show } from "../check";
+import { checkInt, checkInternal, checkOptions, INT32_MAX, INTERNAL, show } from "../check";
 import type { Device } from "../device";
 import { failure, invalid } from "../errors";
 import type { Graph } from "../graph";
@@ -17,7 +17,14 @@ import type { RopeTable } from "../rope";
 import { Tensor } from "../tensor";
 import { type CacheMemory, placeOf } from "./cache-memory";
 import type { CacheLayout } from "./config";
-import type { Ledger, Request, Reservation, Shortage } from "./ledger";
+import {
+  type Ledger,
+  type Plan,
+  type Request,
+  type Reservation,
+  type Shortage,
+  undo,
+} from "./ledger";
 import { checkRequest, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
 import { StepBatch } from "./step-batch";
@@ -35,6 +42,9 @@ export interface CacheParts {
   live(operation: string): void;
 }
 
+/** Rolls back where dispose() is forgotten: else the sequences would stay BUSY. */
+const forgotten = new FinalizationRegistry<Plan>(undo);
+
 /**
  * Tokens of some sequences on their way through the layers. Made by `cache.plan`; between there (or `next`) and
  * `commit` or `rollback` its sequences are BUSY for everything else. Dispose it, best with `using`: leaving the scope
@@ -46,7 +56,7 @@ export class Step implements Disposable {
   readonly #cache: CacheParts;
   readonly #batch: StepBatch;
   #requests: readonly Request[];
-  #reservation: Reservation | null = null;
+  readonly #plan: Plan = { reservation: null };
   #attended: Set<number> = new Set();
   #disposed = false;
   /** Outputs that die at next() or dispose(). */
@@ -59,11 +69,18 @@ export class Step implements Disposable {
   #position: object = {};
   #recorded: { graph: Graph; layers: Set<number> } | null = null;
 
-  private constructor(cache: CacheParts, requests: readonly Request[]) {
+  private constructor(
+    key: symbol,
+    operation: string,
+    cache: CacheParts,
+    requests: readonly Request[],
+  ) {
+    checkInternal(key, "Step", "cache.plan([[sequence, tokens]])");
     this.#cache = cache;
     this.#requests = requests;
     this.sequences = Object.freeze(requests.map(({ sequence }) => sequence));
-    this.#batch = new StepBatch(cache.device, requests);
+    this.#batch = new StepBatch(operation, cache.device, requests);
+    forgotten.register(this, this.#plan);
   }
 
   /** @internal Behind `cache.plan`. */
@@ -72,7 +89,7 @@ export class Step implements Disposable {
     if (!("commit" in reservation)) return reservation;
     let step: Step | null = null;
     try {
-      step = new Step(cache, requests);
+      step = new Step(INTERNAL, operation, cache, requests);
       step.#begin(requests, reservation);
       return step;
     } catch (error) {
@@ -94,7 +111,7 @@ export class Step implements Disposable {
 
   /** True between plan or next and commit or rollback. */
   get planned(): boolean {
-    return this.#reservation !== null;
+    return this.#plan.reservation !== null;
   }
 
   get disposed(): boolean {
@@ -131,7 +148,7 @@ export class Step implements Disposable {
     expectAligned(operation, "k", k);
     expectAligned(operation, "v", v);
     const o = outputArgument(operation, "o", given, q.shape, dtype, device, { q, k, v });
-    const rotated = rope === null ? null : device.empty(q.shape, dtype);
+    const rotated = rope === null ? null : device.allocate(operation, q.shape, dtype);
     try {
       this.#enqueue(operation, layer, q, k, v, o, rotated);
     } catch (error) {
@@ -178,13 +195,13 @@ export class Step implements Disposable {
       );
     }
     reservation.commit();
-    this.#reservation = null;
+    this.#plan.reservation = null;
   }
 
   /** Undoes the plan: pages, tables and lengths are as before it. Without a plan, nothing. Throws DISPOSED. */
   rollback(): void {
     this.#live("step.rollback");
-    this.#undo();
+    undo(this.#plan);
   }
 
   /**
@@ -196,7 +213,7 @@ export class Step implements Disposable {
     const operation = "step.next";
     this.#live(operation);
     this.#cache.device.notCapturing(operation);
-    if (this.#reservation !== null) {
+    if (this.#plan.reservation !== null) {
       throw invalid(operation, "the planned tokens are still open", "commit or roll back first");
     }
     const requests = this.#nextRequests(operation, tokens);
@@ -213,7 +230,7 @@ export class Step implements Disposable {
   /** Rolls back what is not committed and gives the buffers and outputs up. Idempotent. */
   dispose(): void {
     if (this.#disposed) return;
-    this.#undo();
+    undo(this.#plan);
     this.#disposed = true;
     this.#emptyArena();
     this.#batch.dispose();
@@ -232,14 +249,14 @@ export class Step implements Disposable {
     memory.copyPages(reservation.copies);
     this.#emptyArena();
     this.#requests = requests;
-    this.#reservation = reservation;
+    this.#plan.reservation = reservation;
     this.#attended = new Set();
     this.#position = {};
   }
 
   #nextRequests(operation: string, tokens: number | readonly number[]): Request[] {
     const { sequences } = this;
-    const counts: unknown[] = Array.isArray(tokens) ? [...tokens] : sequences.map(() => tokens);
+    const counts: readonly unknown[] = Array.isArray(tokens) ? tokens : sequences.map(() => tokens);
     if (counts.length === sequences.length) {
       return sequences.map((sequence, b) => checkRequest(operation, sequence, counts[b]));
     }
@@ -309,7 +326,7 @@ export class Step implements Disposable {
     const { totalQ } = this.#batch;
     const bytes = totalQ * rope.rotaryDim * 4;
     if (this.#cosSin === null || this.#cosSin.bytes < bytes) {
-      const grown = new Memory(device, bytes);
+      const grown = new Memory(operation, device, bytes);
       this.#cosSin?.release();
       this.#cosSin = grown;
       this.#cosSinFor = null;
@@ -364,13 +381,8 @@ export class Step implements Disposable {
 
   #expectPlanned(operation: string): Reservation {
     this.#live(operation);
-    if (this.#reservation !== null) return this.#reservation;
+    if (this.#plan.reservation !== null) return this.#plan.reservation;
     throw invalid(operation, "the step has no planned tokens", "next(n) plans more");
-  }
-
-  #undo(): void {
-    this.#reservation?.undo();
-    this.#reservation = null;
   }
 
   #emptyArena(): void {

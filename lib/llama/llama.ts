@@ -1,6 +1,14 @@
 import * as path from "node:path";
 import type { KvCache } from "../cache/kv-cache";
-import { checkBoolean, checkInt, checkInts, checkOneOf, checkOptions, show } from "../check";
+import {
+  checkBoolean,
+  checkInt,
+  checkInts,
+  checkOneOf,
+  checkOptions,
+  mapItems,
+  show,
+} from "../check";
 import { Device, type DeviceName } from "../device";
 import type { DType } from "../dtype";
 import { failure, invalid } from "../errors";
@@ -253,7 +261,7 @@ export class Llama {
   #generate(operation: string, prompts: readonly Prompt[], options: GenerateOptions | undefined) {
     this.#live(operation);
     const settings = readOptions(operation, options, this.#defaults, this.config.vocabSize);
-    const tokens = prompts.map((prompt) => this.#encode(operation, prompt));
+    const tokens = mapItems(prompts, (prompt) => this.#encode(operation, prompt));
     return generateParts(this.#engine(), tokens, settings);
   }
 

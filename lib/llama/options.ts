@@ -1,7 +1,16 @@
 // What a caller may ask of a generation, checked once, before anything runs.
 
 import { randomInt } from "node:crypto";
-import { checkInt, checkInts, checkNumber, checkOptions, show } from "../check";
+import {
+  checkInt,
+  checkInts,
+  checkNumber,
+  checkOptions,
+  checkZeroOr,
+  FLOAT32_MIN,
+  mapItems,
+  show,
+} from "../check";
 import { invalid } from "../errors";
 import type { GenerationDefaults } from "./config";
 
@@ -73,19 +82,19 @@ export function readOptions(
     "signal",
   ]);
   const topP = checkNumber(operation, "topP", given.topP ?? defaults.topP, 0, 1);
-  if (topP === 0)
-    throw invalid(operation, "topP expected more than 0, got 0", "1 is off, and topK: 1 is greedy");
+  if (topP < FLOAT32_MIN) {
+    throw invalid(
+      operation,
+      `topP expected more than 0 in float32, got ${topP}`,
+      "1 is off, and topK: 1 is greedy",
+    );
+  }
   const stopTokens = checkInts(operation, "stopTokens", given.stopTokens ?? defaults.eosTokens, {
     max: vocabSize - 1,
   });
   return {
     maxTokens: checkInt(operation, "maxTokens", given.maxTokens ?? 256, 1),
-    temperature: checkNumber(
-      operation,
-      "temperature",
-      given.temperature ?? defaults.temperature,
-      0,
-    ),
+    temperature: checkZeroOr(operation, "temperature", given.temperature ?? defaults.temperature),
     topK: checkInt(operation, "topK", given.topK ?? defaults.topK),
     topP,
     seed: checkInt(operation, "seed", given.seed ?? randomInt(2 ** 47), 0, MAX_SEED),
@@ -104,13 +113,10 @@ export function readOptions(
 
 function readStop(operation: string, stop: unknown): readonly string[] {
   if (stop === undefined) return [];
-  const strings: unknown[] = Array.isArray(stop) ? [...stop] : [stop];
-  for (const item of strings) {
-    if (typeof item !== "string" || item === "") {
-      throw invalid(operation, `stop expected strings with a character in them, got ${show(item)}`);
-    }
-  }
-  return strings as string[];
+  return mapItems(Array.isArray(stop) ? stop : [stop], (item) => {
+    if (typeof item === "string" && item !== "") return item;
+    throw invalid(operation, `stop expected strings with a character in them, got ${show(item)}`);
+  });
 }
 
 /** By its shape and not by instanceof: a test environment brings its own AbortSignal class. */

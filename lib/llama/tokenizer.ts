@@ -5,6 +5,7 @@ import * as path from "node:path";
 import type { Tokenizer as HuggingFaceTokenizer } from "@huggingface/tokenizers" with {
   "resolution-mode": "import",
 };
+import { checkInts } from "../check";
 import { GqaError, invalid } from "../errors";
 import { readJson } from "./safetensors";
 
@@ -51,8 +52,9 @@ export class Tokenizer {
    * Bytes that are no UTF-8 become U+FFFD. Spaces are left as they are: nothing is "cleaned up".
    */
   decode(ids: readonly number[], options: { specialTokens?: boolean } = {}): string {
-    if (ids.length === 0) return "";
-    return this.#inner.decode([...ids], {
+    const checked = checkInts("Tokenizer.decode", "ids", ids);
+    if (checked.length === 0) return "";
+    return this.#inner.decode(Array.from(checked), {
       skip_special_tokens: !(options.specialTokens ?? false),
       clean_up_tokenization_spaces: false,
     });

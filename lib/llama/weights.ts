@@ -186,7 +186,7 @@ export async function loadWeights(
   const made: Tensor[] = [];
   const load = async (spec: Spec): Promise<Tensor> => {
     const rows = spec.parts.reduce((sum, part) => sum + part.rows, 0);
-    const tensor = device.empty([rows, ...spec.row], dtype);
+    const tensor = device.allocate("Llama.load", [rows, ...spec.row], dtype);
     made.push(tensor);
     let start = 0;
     for (const part of spec.parts) {

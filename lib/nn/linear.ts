@@ -47,7 +47,7 @@ export function linear(x: Tensor, weight: Tensor, options?: LinearOptions): Tens
   if (target !== undefined && target !== residual) {
     expectApart(operation, "out", target, { residual });
   }
-  const out = target ?? device.empty(shape, outDtype);
+  const out = target ?? device.allocate(operation, shape, outDtype);
   if (out.size === 0) return out;
   enqueueLinear(device.handle, {
     x: x.rows(operation),

@@ -1,5 +1,5 @@
 import { randomInt } from "node:crypto";
-import { checkInt, checkOptions, INT32_MAX, show, showShape } from "../check";
+import { checkInt, checkOptions, FLOAT32_MIN, INT32_MAX, show, showShape } from "../check";
 import type { Device } from "../device";
 import { invalid } from "../errors";
 import { sample as enqueueSample, topK as enqueueTopK } from "../native";
@@ -124,8 +124,8 @@ export function sample(logits: Tensor, options?: SampleOptions): { ids: Tensor; 
 
   const temperature = floats("temperature", given.temperature ?? 1, { min: 0 });
   const topKs = ints("topK", given.topK ?? 0);
-  // Zero is no probability to reach; below 2^-126 float32 arithmetic may flush to it.
-  const topP = floats("topP", given.topP ?? 1, { min: 2 ** -126, max: 1 });
+  // Zero is no probability to reach.
+  const topP = floats("topP", given.topP ?? 1, { min: FLOAT32_MIN, max: 1 });
   const seed = seedWords(operation, device, perRow(given.seed ?? randomInt(2 ** 48 - 1)), rows);
   const counter = ints("counter", given.counter ?? 0);
   const out = outputs(operation, device, [rows], given, {
@@ -198,7 +198,7 @@ function outputs(
   );
   if (ids !== undefined) expectApart(operation, "ids", ids, { logProbs });
   return {
-    ids: ids ?? device.empty(shape, "int32"),
-    logProbs: logProbs ?? device.empty(shape, "float32"),
+    ids: ids ?? device.allocate(operation, shape, "int32"),
+    logProbs: logProbs ?? device.allocate(operation, shape, "float32"),
   };
 }

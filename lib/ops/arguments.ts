@@ -112,7 +112,7 @@ export function outputArgument(
   inputs: Readonly<Record<string, Tensor | null | undefined>>,
 ): Tensor {
   const given = checkOutput(operation, name, value, shape, dtype, device, inputs);
-  return given ?? device.empty(shape, dtype);
+  return given ?? device.allocate(operation, shape, dtype);
 }
 
 /** Refuses an output whose memory an input shares. */
@@ -122,7 +122,7 @@ export function expectApart(
   out: Tensor,
   inputs: Readonly<Record<string, Tensor | null | undefined>>,
 ): void {
-  for (const inputName in inputs) {
+  for (const inputName of Object.keys(inputs)) {
     if (inputs[inputName]?.overlaps(out)) {
       throw invalid(
         operation,

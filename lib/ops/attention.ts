@@ -3,6 +3,7 @@ import {
   checkInt,
   checkNumber,
   checkOptions,
+  checkSoftCap,
   checkWindow,
   INT32_MAX,
 } from "../check";
@@ -52,7 +53,7 @@ export interface AttentionOptions {
    * Not scaled.
    */
   sinkLogits?: Floats;
-  /** softCap * tanh(logit / softCap), before the mask (Gemma 2). Default 0: off. */
+  /** softCap * tanh(logit / softCap), before the mask (Gemma 2). In [1e-30, 1e30]; 0 (default): off. */
   softCap?: number;
   /** Factor on q·k. Default 1 / sqrt(headDim). */
   smScale?: number;
@@ -240,7 +241,7 @@ function maskOptions(options: Options) {
     causal,
     window,
     sinkTokens,
-    softCap: checkNumber(OPERATION, "softCap", options.softCap ?? 0, 0),
+    softCap: checkSoftCap(OPERATION, options.softCap),
     smScale: smScale === undefined ? undefined : checkNumber(OPERATION, "smScale", smScale),
     fixedSplit: checkInt(OPERATION, "fixedSplits", options.fixedSplits ?? 0),
   };
@@ -392,6 +393,6 @@ function outputs(
     : undefined;
   const asked = givenLse !== undefined || checkBoolean(OPERATION, "lse", wanted);
   if (givenLse !== undefined) expectApart(OPERATION, "lse", givenLse, { o: givenO });
-  const o = givenO ?? device.empty(shape, dtype);
-  return { o, lse: asked ? (givenLse ?? device.empty(lseShape, "float32")) : null };
+  const o = givenO ?? device.allocate(OPERATION, shape, dtype);
+  return { o, lse: asked ? (givenLse ?? device.allocate(OPERATION, lseShape, "float32")) : null };
 }

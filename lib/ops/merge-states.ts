@@ -1,4 +1,4 @@
-import { checkOptions, show } from "../check";
+import { checkOptions, mapItems, show } from "../check";
 import { invalid } from "../errors";
 import { mergeStates as enqueueMergeStates } from "../native";
 import type { Tensor } from "../tensor";
@@ -42,7 +42,7 @@ export function mergeStates(
       "merge in several calls",
     );
   }
-  const states = parts.map((part: unknown, i) => {
+  const states = mapItems(parts, (part, i) => {
     const { o, lse } = checkOptions(operation, part as AttentionState, ["o", "lse"], `parts[${i}]`);
     return { o, lse };
   });
@@ -70,8 +70,8 @@ export function mergeStates(
   const givenLse = checkOutput(operation, "lse", given.lse, lseShape, "float32", device, inputs);
   const apart = { ...inputs, lse: givenLse };
   const givenO = checkOutput(operation, "o", given.o, shape, dtype, device, apart);
-  const o = givenO ?? device.empty(shape, dtype);
-  const lse = givenLse ?? device.empty(lseShape, "float32");
+  const o = givenO ?? device.allocate(operation, shape, dtype);
+  const lse = givenLse ?? device.allocate(operation, lseShape, "float32");
   if (o.size === 0) return { o, lse };
   enqueueMergeStates(device.handle, {
     o: states.map((state) => state.o!.ref(operation)),

@@ -1,6 +1,6 @@
 // Keys and values in pages: what a user passes, checked as far as the host can see it.
 
-import { checkInts, checkOptions, INT32_MAX, show } from "../check";
+import { checkInts, checkOptions, INT32_MAX, mapItems, show } from "../check";
 import type { Device } from "../device";
 import type { DType } from "../dtype";
 import { invalid } from "../errors";
@@ -72,9 +72,9 @@ function tableArgument(
     const [rows, width] = tensor.shape as [number, number];
     return { table: { length: tensor.size, host: null, tensor }, rows, width };
   }
-  if (Array.isArray(value) && !value.some((row) => typeof row === "number")) {
-    const table = value.map((row, i) => checkInts(operation, `pageTable[${i}]`, row, anyId));
-    return { ...packTable(table), rows: value.length };
+  if (Array.isArray(value) && typeof value[0] !== "number") {
+    const table = mapItems(value, (row, i) => checkInts(operation, `pageTable[${i}]`, row, anyId));
+    return { ...packTable(table), rows: table.length };
   }
   const flat = checkInts(operation, "pageTable", value, anyId);
   if (hasRows) {

@@ -39,7 +39,7 @@ export function cosSinRows(
     maxKvLen: number;
   },
 ): Tensor {
-  const cosSin = device.empty([rows.count, 2, table.rotaryDim / 2]);
+  const cosSin = device.allocate(operation, [rows.count, 2, table.rotaryDim / 2], "float32");
   ropeRows(device.handle, {
     rope: table.args(operation),
     positions: rows.positions,

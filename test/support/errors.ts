@@ -25,6 +25,14 @@ export async function rejected(promise: Promise<unknown>): Promise<GqaError> {
   return outcome as GqaError;
 }
 
+/** An array whose iterator is the caller's own, and could as well never end: following it fails the test. */
+export function trapped<T>(...items: T[]): T[] {
+  const get = () => {
+    throw new Error("a user's own iterator was followed");
+  };
+  return Object.defineProperty(items, Symbol.iterator, { get });
+}
+
 export function expectError(fn: () => unknown, code: string, ...names: (string | RegExp)[]): void {
   const error = caught(fn);
   expect(error.code, error.message).toBe(code);
