@@ -18,6 +18,8 @@ export class Graph {
   readonly #checks: Array<() => void> = [];
   readonly #effects: Array<() => void> = [];
   #id: number | null = null;
+  /** @internal Who captured it will do so again where something must move that it reads. */
+  isExpendable = false;
 
   private constructor(device: Device) {
     this.#device = device;

@@ -3,6 +3,7 @@
 import { randomInt } from "node:crypto";
 import { checkInt, checkInts, checkNumber, checkOptions, show } from "../check";
 import { invalid } from "../errors";
+import { MIN_TOP_P } from "../nn/sampling";
 import type { GenerationDefaults } from "./config";
 
 export interface GenerateOptions {
@@ -73,8 +74,10 @@ export function readOptions(
     "signal",
   ]);
   const topP = checkNumber(operation, "topP", given.topP ?? defaults.topP, 0, 1);
-  if (topP === 0)
-    throw invalid(operation, "topP expected more than 0, got 0", "1 is off, and topK: 1 is greedy");
+  if (topP < MIN_TOP_P) {
+    const what = `topP expected more than 0, got ${topP}`;
+    throw invalid(operation, what, "1 is off, and topK: 1 is greedy");
+  }
   const stopTokens = checkInts(operation, "stopTokens", given.stopTokens ?? defaults.eosTokens, {
     max: vocabSize - 1,
   });
