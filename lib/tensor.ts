@@ -271,6 +271,12 @@ export class Tensor {
     this.dispose();
   }
 
+  /** @internal A view of the same bits as numbers of another dtype, as wide as this one. */
+  reinterpret(dtype: DType): Tensor {
+    const memory = this.#live("Tensor.reinterpret").retain();
+    return new Tensor(this.device, memory, dtype, this.shape, this.rowStride, this.#offset);
+  }
+
   /** @internal Throws DISPOSED, naming the argument. */
   expectLive(operation: string, name: string): void {
     this.#live(operation, name);

@@ -22,19 +22,23 @@ export interface Draw {
 
 /** Where a batch's step reads and writes. */
 interface Buffers {
-  /** [rows] int32: the tokens drawn last, which the next step embeds. */
-  readonly ids: Tensor;
-  /** [rows] float32 */
-  readonly logProbs: Tensor;
-  /** [rows, settings.logprobs] each */
+  /** [2 * rows * (1 + logprobs)] int32 words: all that is drawn, for one read to bring to the host. */
+  readonly drawn: Tensor;
+  /** What `sample` takes and gives, one row for each text; it reads all of it on the device. */
+  readonly sampling: {
+    /** [rows] int32, in `drawn`: the last tokens, which the next step embeds. */
+    readonly ids: Tensor;
+    /** [rows] float32, in `drawn`. */
+    readonly logProbs: Tensor;
+    readonly temperature: Tensor;
+    readonly topK: Tensor;
+    readonly topP: Tensor;
+    readonly seed: Tensor;
+    /** [rows] int32: tokens drawn before this one, written anew for each step. */
+    readonly counter: Tensor;
+  };
+  /** [rows, logprobs] each, in `drawn`. */
   readonly top: { readonly ids: Tensor; readonly logProbs: Tensor } | null;
-  /** What `sample` reads on the device, one row for each text. */
-  readonly temperature: Tensor;
-  readonly topK: Tensor;
-  readonly topP: Tensor;
-  readonly seed: Tensor;
-  /** [rows] int32: tokens drawn before this one, written anew for each step. */
-  readonly counter: Tensor;
 }
 
 export class Batch implements Disposable {
@@ -74,7 +78,7 @@ export class Batch implements Disposable {
 
   /** Enqueues the step for a token of each text behind `last`, the texts' last tokens. */
   resume(last: Int32Array): Promise<Draw> {
-    this.#buffers.ids.write(last);
+    this.#buffers.sampling.ids.write(last);
     return this.#draw(() => this.#decode());
   }
 
@@ -95,8 +99,10 @@ export class Batch implements Disposable {
   dispose(): void {
     this.#graph?.dispose();
     this.step.dispose();
-    const { top, ...tensors } = this.#buffers;
-    for (const tensor of [...Object.values(tensors), ...Object.values(top ?? {})]) tensor.dispose();
+    const { drawn, sampling, top } = this.#buffers;
+    drawn.dispose();
+    for (const tensor of Object.values(sampling)) tensor.dispose();
+    for (const tensor of Object.values(top ?? {})) tensor.dispose();
   }
 
   [Symbol.dispose](): void {
@@ -120,20 +126,20 @@ export class Batch implements Disposable {
   }
 
   #decode(): void {
-    this.#choose(this.#engine.transformer.forward(this.step, this.#buffers.ids));
+    this.#choose(this.#engine.transformer.forward(this.step, this.#buffers.sampling.ids));
   }
 
   /** hidden: [rows, hidden] of the texts' last tokens. */
   #choose(hidden: Tensor): void {
     const { transformer } = this.#engine;
-    const { top, ...options } = this.#buffers;
+    const { sampling, top } = this.#buffers;
     const logits = transformer.logits(transformer.finalNorm(hidden));
-    sample(logits, options);
+    sample(logits, sampling);
     if (top !== null) topK(logits, this.#settings.logprobs, top);
   }
 
   #draw(enqueue: () => void): Promise<Draw> {
-    this.#buffers.counter.write(this.#counts);
+    this.#buffers.sampling.counter.write(this.#counts);
     this.#engine.device.tidy(enqueue);
     for (let row = 0; row < this.#counts.length; row++) this.#counts[row]!++;
     const draw = this.#read();
@@ -142,17 +148,14 @@ export class Batch implements Disposable {
     return draw;
   }
 
-  /** The reads stand in the queue before the next step, which overwrites what they read. */
+  /** The read stands in the queue before the next step, which overwrites what it reads. */
   async #read(): Promise<Draw> {
-    const { ids, logProbs, top } = this.#buffers;
-    const tensors = top === null ? [ids, logProbs] : [ids, logProbs, top.ids, top.logProbs];
-    const [tokens, logs, topTokens, topLogs] = await Promise.all(
-      tensors.map((tensor) => tensor.read()),
-    );
-    const drawn = candidates(tokens!, logs!);
-    if (topTokens === undefined) return { drawn, top: undefined };
+    const words = (await this.#buffers.drawn.read()) as Int32Array;
+    const rows = this.#counts.length;
     const k = this.#settings.logprobs;
-    const all = candidates(topTokens, topLogs!);
+    const drawn = candidates(words.subarray(0, 2 * rows));
+    if (k === 0) return { drawn, top: undefined };
+    const all = candidates(words.subarray(2 * rows));
     return { drawn, top: drawn.map((_, row) => all.slice(row * k, (row + 1) * k)) };
   }
 }
@@ -161,24 +164,39 @@ function makeBuffers(device: Device, settings: Settings, seeds: readonly number[
   const rows = seeds.length;
   const { temperature, topK, topP, logprobs } = settings;
   const floats = (value: number) => device.tensor(new Float32Array(rows).fill(value), [rows]);
-  return device.tidy(() => ({
-    ids: device.empty([rows], "int32"),
-    logProbs: device.empty([rows]),
-    top:
-      logprobs === 0
-        ? null
-        : {
-            ids: device.empty([rows, logprobs], "int32"),
-            logProbs: device.empty([rows, logprobs]),
-          },
-    temperature: floats(temperature),
-    topK: device.tensor(new Int32Array(rows).fill(topK), [rows]),
-    topP: floats(topP),
-    seed: device.tensor(seedWords(seeds), [rows, 2]),
-    counter: device.empty([rows], "int32"),
-  }));
+  return device.tidy(() => {
+    const drawn = device.empty([2 * rows * (1 + logprobs)], "int32");
+    const [ids, logProbs] = halves(drawn.slice(0, 0, 2 * rows));
+    const [topIds, topLogProbs] = halves(drawn.slice(0, 2 * rows));
+    const shape = [rows, logprobs];
+    return {
+      drawn,
+      sampling: {
+        ids,
+        logProbs,
+        temperature: floats(temperature),
+        topK: device.tensor(new Int32Array(rows).fill(topK), [rows]),
+        topP: floats(topP),
+        seed: device.tensor(seedWords(seeds), [rows, 2]),
+        counter: device.empty([rows], "int32"),
+      },
+      top:
+        logprobs === 0
+          ? null
+          : { ids: topIds.reshape(shape), logProbs: topLogProbs.reshape(shape) },
+    };
+  });
 }
 
-function candidates(ids: ArrayLike<number>, logProbs: ArrayLike<number>): Candidate[] {
-  return Array.from(ids, (token, i) => ({ token, logprob: logProbs[i]! }));
+/** words: [2 * n] int32. Token ids and, behind them, their log-probabilities. */
+function halves(words: Tensor): [Tensor, Tensor] {
+  const n = words.size / 2;
+  return [words.slice(0, 0, n), words.slice(0, n).reinterpret("float32")];
+}
+
+/** The same halves on the host. */
+function candidates(words: Int32Array): Candidate[] {
+  const n = words.length / 2;
+  const logProbs = new Float32Array(words.buffer, words.byteOffset + 4 * n, n);
+  return Array.from(logProbs, (logprob, i) => ({ token: words[i]!, logprob }));
 }
