@@ -254,7 +254,7 @@ export class Device {
 
   #allocate(shape: readonly number[], dtype: DType): Tensor {
     const memory = new Memory(this, elementCount(shape) * dtypeBytes(dtype));
-    return Tensor.view(this, memory, dtype, shape, elementCount(shape.slice(1)), 0);
+    return Tensor.view(this, memory, dtype, shape, elementCount(shape, 1), 0);
   }
 }
 
