@@ -204,9 +204,10 @@ export function showShape(shape: readonly (number | string)[]): string {
   return `[${shape.join(", ")}]`;
 }
 
-export function elementCount(shape: readonly number[]): number {
+/** The product of the sizes from axis `first` on. */
+export function elementCount(shape: readonly number[], first: number = 0): number {
   let product = 1;
-  for (const size of shape) product *= size;
+  for (let axis = first; axis < shape.length; axis++) product *= shape[axis]!;
   return product;
 }
 

@@ -263,7 +263,7 @@ export class Device {
     this.live(operation);
     const sizes = checkShape(operation, shape);
     const memory = new Memory(operation, this, elementCount(sizes) * dtypeBytes(dtype));
-    return Tensor.view(this, memory, dtype, sizes, elementCount(sizes.slice(1)), 0);
+    return Tensor.view(this, memory, dtype, sizes, elementCount(sizes, 1), 0);
   }
 }
 

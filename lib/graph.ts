@@ -19,6 +19,8 @@ export class Graph {
   readonly #checks: Array<() => void> = [];
   readonly #effects: Array<() => void> = [];
   #id: number | null = null;
+  /** @internal Who captured it will do so again where something must move that it reads. */
+  isExpendable = false;
 
   private constructor(key: symbol, device: Device) {
     checkInternal(key, "Graph", "device.capture(fn)");

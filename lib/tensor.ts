@@ -56,7 +56,7 @@ export class Tensor {
     this.shape = shape;
     this.rowStride = rowStride;
     this.size = elementCount(shape);
-    this.rowElements = elementCount(shape.slice(1));
+    this.rowElements = elementCount(shape, 1);
     this.#offset = offset;
     this.#memory = memory;
     device.track(this);
@@ -113,7 +113,7 @@ export class Tensor {
       );
     }
     const shape = Object.freeze(this.shape.with(dim, to - from));
-    const step = dim === 0 ? this.rowStride : elementCount(this.shape.slice(dim + 1));
+    const step = dim === 0 ? this.rowStride : elementCount(this.shape, dim + 1);
     return this.#view(memory, shape, this.rowStride, from * step);
   }
 
@@ -129,7 +129,7 @@ export class Tensor {
       const expected = `${this.size} elements, as ${showShape(this.shape)} has`;
       throw invalid(operation, `shape expected ${expected}, got ${showShape(sizes)}`);
     }
-    const row = elementCount(sizes.slice(1));
+    const row = elementCount(sizes, 1);
     if (this.contiguous) return this.#view(memory, sizes, row, 0);
     if (sizes[0] === this.shape[0]) return this.#view(memory, sizes, this.rowStride, 0);
     const expected = `${this.shape[0]} first, as rows lie ${this.rowStride} elements apart`;
@@ -274,6 +274,13 @@ export class Tensor {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  /** @internal A view of the same bits as numbers of another dtype, as wide as this one. */
+  reinterpret(dtype: DType): Tensor {
+    const memory = this.#live("Tensor.reinterpret").retain();
+    const { device, shape, rowStride } = this;
+    return Tensor.view(device, memory, dtype, shape, rowStride, this.#offset);
   }
 
   /** @internal Throws DISPOSED, naming the argument. */

@@ -50,6 +50,10 @@ export class CacheMemory implements TableDevice {
   grow(rows: number): void {
     const operation = "cache.open";
     this.#device.notCapturing(operation);
+    for (const graph of this.#graphs) {
+      const live = graph.deref();
+      if (live?.isExpendable) live.dispose();
+    }
     this.#pruneGraphs();
     if (this.#graphs.length > 0) {
       throw failure(

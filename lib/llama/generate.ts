@@ -7,8 +7,7 @@ import type { Sequence } from "../cache/sequence";
 import type { Step } from "../cache/step";
 import type { Device } from "../device";
 import { GqaError } from "../errors";
-import { gatherRows, sample, topK } from "../nn";
-import type { Tensor } from "../tensor";
+import { Batch, type Draw } from "./batch";
 import type { Settings } from "./options";
 import { StopFinder, StreamingDecoder } from "./stream-text";
 import type { Transformer } from "./transformer";
@@ -47,6 +46,8 @@ export interface Engine {
   /** Tokens of prompt and text together. */
   readonly contextLength: number;
   readonly decode: (ids: readonly number[]) => string;
+  /** Whether decoding steps are captured and replayed. */
+  readonly graphs: boolean;
 }
 
 /**
@@ -105,38 +106,6 @@ class Text {
 }
 
 /**
- * Tokens drawn by a step that is enqueued: on the device for the next step, and on their way here.
- */
-class Draw {
-  readonly ids: Tensor; // [batch] int32
-  readonly values: Promise<{ drawn: Candidate[]; top: Candidate[][] | undefined }>;
-
-  constructor(ids: Tensor, logProbs: Tensor, top: { ids: Tensor; logProbs: Tensor } | null) {
-    this.ids = ids;
-    this.values = this.#read(logProbs, top);
-    // A draw can be dropped unread; a fault on the device is then told to whoever waits next.
-    this.values.catch(() => {});
-  }
-
-  async #read(logProbs: Tensor, top: { ids: Tensor; logProbs: Tensor } | null) {
-    const tensors =
-      top === null ? [this.ids, logProbs] : [this.ids, logProbs, top.ids, top.logProbs];
-    const reads = tensors.map((tensor) => tensor.read());
-    for (const tensor of tensors) if (tensor !== this.ids) tensor.dispose();
-    const [ids, logs, topIds, topLogs] = await Promise.all(reads);
-    const drawn = candidates(ids!, logs!);
-    if (topIds === undefined) return { drawn, top: undefined };
-    const k = topIds.length / drawn.length;
-    const all = candidates(topIds, topLogs!);
-    return { drawn, top: drawn.map((_, row) => all.slice(row * k, (row + 1) * k)) };
-  }
-}
-
-function candidates(ids: ArrayLike<number>, logProbs: ArrayLike<number>): Candidate[] {
-  return Array.from(ids, (token, i) => ({ token, logprob: logProbs[i]! }));
-}
-
-/**
  * Writes a text after each prompt. `prompts` and `settings` are checked. Closing the iterator frees
  * all pages.
  */
@@ -145,55 +114,49 @@ export async function* generateParts(
   prompts: readonly (readonly number[])[],
   settings: Settings,
 ): AsyncGenerator<GeneratedPart, void, undefined> {
-  const { cache } = engine;
   let texts: Text[] = [];
-  let step: Step | null = null;
-  let draw: Draw | null = null;
-  let ahead: Draw | null = null;
+  let batch: Batch | null = null;
   try {
     throwIfAborted(settings.signal);
     for (const [index, prompt] of prompts.entries()) {
       const limit = Math.min(settings.maxTokens, engine.contextLength - prompt.length);
-      texts.push(new Text(index, prompt, cache.open(), limit, settings, engine.decode));
+      const seq = engine.cache.open();
+      texts.push(new Text(index, prompt, seq, limit, settings, engine.decode));
     }
-    const last = await prefill(engine, texts, settings.signal);
-    step = last.step;
-    draw = enqueue(engine, step, last.tokens, texts, settings, { rows: last.rows });
+    const { step, tokens, ends } = await prefill(engine, texts, settings.signal);
+    batch = new Batch(engine, step, texts, settings);
+    let draw = batch.begin(tokens, ends);
     for (;;) {
-      step.commit();
-      if (texts.every((text) => text.count + 1 < text.limit) && nextFits(step)) {
-        ahead = enqueue(engine, step, draw.ids, texts, settings, { pending: 1 });
+      batch.step.commit();
+      let ahead: Promise<Draw> | null = null;
+      if (texts.every((text) => text.count + 1 < text.limit) && nextFits(batch.step)) {
+        ahead = batch.advance();
       }
-      const { drawn, top } = await unlessAborted(draw.values, settings.signal);
-      draw.ids.dispose();
+      const { drawn, top } = await unlessAborted(draw, settings.signal);
       for (const [row, text] of texts.entries()) yield text.push(drawn[row]!, top?.[row]);
       throwIfAborted(settings.signal);
       if (ahead === null || texts.some((text) => text.finished)) {
         // What is enqueued ahead, if anything, has rows that nobody wants: undone, and planned
         // again for the rest.
-        step.dispose();
-        ahead?.ids.dispose();
+        batch.dispose();
         for (const text of texts) if (text.finished) text.seq.close();
         texts = texts.filter((text) => !text.finished);
         if (texts.length === 0) return;
-        step = cache.plan(texts.map((text) => [text.seq, 1]));
-        const tokens = Int32Array.from(texts, (text) => text.last);
-        ahead = enqueue(engine, step, tokens, texts, settings);
+        const next = engine.cache.plan(texts.map((text) => [text.seq, 1]));
+        batch = new Batch(engine, next, texts, settings);
+        ahead = batch.resume(Int32Array.from(texts, (text) => text.last));
       }
       draw = ahead;
-      ahead = null;
     }
   } finally {
-    step?.dispose();
-    draw?.ids.dispose();
-    ahead?.ids.dispose();
+    batch?.dispose();
     for (const text of texts) text.seq.close();
   }
 }
 
 /**
  * Runs the prompts but for a last piece, in which every sequence has a token left, and plans that
- * piece. `rows`: where in it each sequence ends.
+ * piece. `ends`: the row of it where each sequence ends.
  */
 async function prefill(engine: Engine, texts: readonly Text[], signal: AbortSignal | undefined) {
   const { cache, device, transformer } = engine;
@@ -221,7 +184,7 @@ async function prefill(engine: Engine, texts: readonly Text[], signal: AbortSign
       maxRows = Math.ceil(tokens.length / 2);
       continue;
     }
-    if (isLast) return { step, tokens, rows: runningSum(lengths).map((end) => end - 1) };
+    if (isLast) return { step, tokens, ends: runningSum(lengths).map((end) => end - 1) };
     try {
       device.tidy(() => void transformer.forward(step, tokens));
       step.commit();
@@ -234,38 +197,6 @@ async function prefill(engine: Engine, texts: readonly Text[], signal: AbortSign
     maxRows = PREFILL_ROWS;
     await unlessAborted(device.synchronize(), signal);
   }
-}
-
-/**
- * Enqueues the step's model and the choice of a token for each text; `rows`: where the texts end in
- * the step. `pending`: draws of each text that are enqueued and not yet counted.
- */
-function enqueue(
-  { device, transformer }: Engine,
-  step: Step,
-  ids: Tensor | Int32Array,
-  texts: readonly Text[],
-  settings: Settings,
-  { rows, pending = 0 }: { rows?: readonly number[]; pending?: number } = {},
-): Draw {
-  const {
-    ids: drawn,
-    logProbs,
-    top,
-  } = device.tidy(() => {
-    const hidden = transformer.forward(step, ids);
-    const ends = rows === undefined ? hidden : gatherRows(hidden, Int32Array.from(rows));
-    const logits = transformer.logits(transformer.finalNorm(ends));
-    const tokens = sample(logits, {
-      temperature: settings.temperature,
-      topK: settings.topK,
-      topP: settings.topP,
-      seed: texts.map((text) => settings.seed + text.index),
-      counter: texts.map((text) => text.count + pending),
-    });
-    return { ...tokens, top: settings.logprobs > 0 ? topK(logits, settings.logprobs) : null };
-  });
-  return new Draw(drawn, logProbs, top);
 }
 
 /** Plans one more token for the same sequences, unless pages are short. */

@@ -46,6 +46,11 @@ export interface LoadOptions {
   maxTokens?: number;
   /** False lets every layer see everything, whatever the config says. Default true. */
   window?: boolean;
+  /**
+   * Whether decoding steps are captured once and replayed: the same texts, with less work for the
+   * event loop. Default true.
+   */
+  graphs?: boolean;
   /** Called after each tensor. */
   onProgress?: (progress: LoadProgress) => void;
 }
@@ -71,6 +76,7 @@ export class Llama {
   readonly #transformer: Transformer;
   readonly #defaults: GenerationDefaults;
   readonly #ownsDevice: boolean;
+  readonly #graphs: boolean;
   #disposed = false;
 
   private constructor(parts: {
@@ -81,6 +87,7 @@ export class Llama {
     tokenizer: Tokenizer | null;
     defaults: GenerationDefaults;
     ownsDevice: boolean;
+    graphs: boolean;
   }) {
     this.device = parts.transformer.device;
     this.config = parts.transformer.config;
@@ -91,6 +98,7 @@ export class Llama {
     this.#transformer = parts.transformer;
     this.#defaults = parts.defaults;
     this.#ownsDevice = parts.ownsDevice;
+    this.#graphs = parts.graphs;
   }
 
   /**
@@ -110,9 +118,11 @@ export class Llama {
       "dtype",
       "maxTokens",
       "window",
+      "graphs",
       "onProgress",
     ]);
     const useWindow = checkBoolean(operation, "window", given.window ?? true);
+    const graphs = checkBoolean(operation, "graphs", given.graphs ?? true);
     const { onProgress } = given;
     if (onProgress !== undefined && typeof onProgress !== "function") {
       throw invalid(operation, `onProgress expected a function, got ${show(onProgress)}`);
@@ -179,6 +189,7 @@ export class Llama {
           tokenizer,
           defaults,
           ownsDevice,
+          graphs,
         });
       } catch (error) {
         cache.dispose();
@@ -306,7 +317,14 @@ export class Llama {
   #engine(): Engine {
     const { device, cache, contextLength, tokenizer } = this;
     const decode = (ids: readonly number[]) => tokenizer?.decode(ids) ?? "";
-    return { device, cache, contextLength, transformer: this.#transformer, decode };
+    return {
+      device,
+      cache,
+      contextLength,
+      transformer: this.#transformer,
+      decode,
+      graphs: this.#graphs,
+    };
   }
 
   #live(operation: string): void {

@@ -126,7 +126,7 @@ export function sample(logits: Tensor, options?: SampleOptions): { ids: Tensor; 
   const topKs = ints("topK", given.topK ?? 0);
   // Zero is no probability to reach.
   const topP = floats("topP", given.topP ?? 1, { min: FLOAT32_MIN, max: 1 });
-  const seed = seedWords(operation, device, perRow(given.seed ?? randomInt(2 ** 48 - 1)), rows);
+  const seed = seedArgument(operation, device, perRow(given.seed ?? randomInt(2 ** 48 - 1)), rows);
   const counter = ints("counter", given.counter ?? 0);
   const out = outputs(operation, device, [rows], given, {
     logits,
@@ -158,8 +158,7 @@ export function sample(logits: Tensor, options?: SampleOptions): { ids: Tensor; 
   return out;
 }
 
-/** [rows, 2] words, low and high. */
-function seedWords(operation: string, device: Device, value: unknown, rows: number): Words {
+function seedArgument(operation: string, device: Device, value: unknown, rows: number): Words {
   if (Tensor.isTensor(value)) {
     const expected = { device, dtype: "int32" } as const;
     const tensor = tensorArgument(operation, "seed", value, [rows, 2], expected);
@@ -170,13 +169,20 @@ function seedWords(operation: string, device: Device, value: unknown, rows: numb
     const what = `seed expected an integer or ${rows} of them, got ${show(value)}`;
     throw invalid(operation, what);
   }
-  const words = new Int32Array(rows * 2);
-  for (let row = 0; row < rows; row++) {
-    const seed = checkInt(operation, `seed[${row}]`, value[row], 0, Number.MAX_SAFE_INTEGER);
+  const seeds = Array.from(value, (seed: unknown, row) =>
+    checkInt(operation, `seed[${row}]`, seed, 0, Number.MAX_SAFE_INTEGER),
+  );
+  return hostWords(seedWords(seeds));
+}
+
+/** [rows, 2] words, low and high, of integers in [0, 2^53). */
+export function seedWords(seeds: readonly number[]): Int32Array {
+  const words = new Int32Array(seeds.length * 2);
+  for (const [row, seed] of seeds.entries()) {
     words[2 * row] = (seed % 2 ** 32) | 0;
     words[2 * row + 1] = Math.floor(seed / 2 ** 32);
   }
-  return hostWords(words);
+  return words;
 }
 
 function outputs(
