@@ -18,9 +18,10 @@ import { Tensor } from "../tensor";
 import { type CacheMemory, placeOf } from "./cache-memory";
 import type { CacheLayout } from "./config";
 import type { Ledger, Request, Reservation, Shortage } from "./ledger";
-import { checkRequest, outOfPages } from "./requests";
+import { checkRequest, checkTold, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
 import { StepBatch } from "./step-batch";
+import type { TokenIds } from "./text";
 
 /** What a step uses of its cache. */
 export interface CacheParts {
@@ -33,6 +34,10 @@ export interface CacheParts {
   readonly sinkLogits: Tensor | null;
   /** Throws DISPOSED. */
   live(operation: string): void;
+}
+
+export interface CommitOptions {
+  tokens?: readonly (TokenIds | null)[];
 }
 
 /**
@@ -160,9 +165,13 @@ export class Step implements Disposable {
   /**
    * Counts the planned tokens and gives back the pages wholly left of the window. Throws INVALID_ARGUMENT, changing
    * nothing, where a layer has not been attended.
+   *
+   * @param options.tokens for each sequence the planned token ids, or null. Full pages whose tokens were all told are
+   *   found again by `cache.open({ tokens })`. What `open` told need not be told here, and must not differ.
    */
-  commit(): void {
+  commit(options?: CommitOptions): void {
     const operation = "step.commit";
+    const tokens = checkOptions(operation, options, ["tokens"]).tokens;
     const reservation = this.#expectPlanned(operation);
     this.#cache.device.notCapturing(operation);
     const { numLayers } = this.#cache.layout;
@@ -177,7 +186,10 @@ export class Step implements Disposable {
         "attend every layer, or roll back",
       );
     }
-    reservation.commit();
+    const told = checkTold(operation, this.#requests, tokens);
+    if (this.#reservation !== reservation)
+      throw invalid(operation, "a getter in tokens ended the plan");
+    reservation.commit(told);
     this.#reservation = null;
   }
 
