@@ -15,7 +15,7 @@ const POISON = -7;
 type Op =
   | { kind: "open"; salt: string; like: number; cut: number; more: number[]; priority: number }
   | { kind: "plan"; who: number[]; tokens: number[]; ids: number; commit: boolean; tell: boolean }
-  | { kind: "fork" | "close" | "pin" | "unpin"; who: number }
+  | { kind: "fork" | "close" | "pin" | "unpin" | "tell"; who: number }
   | { kind: "evict"; count: number }
   | { kind: "truncate"; who: number; by: number };
 
@@ -45,7 +45,10 @@ const operation: fc.Arbitrary<Op> = fc.oneof(
   },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("fork" as const), who: index }) },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("close" as const), who: index }) },
-  { weight: 1, arbitrary: fc.record({ kind: fc.constantFrom("pin", "unpin"), who: index }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constantFrom("pin", "unpin", "tell"), who: index }),
+  },
   {
     weight: 1,
     arbitrary: fc.record({ kind: fc.constant("evict" as const), count: fc.nat(4) }),
@@ -142,6 +145,8 @@ class World {
         some.unpin();
         this.pinned.delete(some);
       }
+    } else if (op.kind === "tell") {
+      if (sequence.told < tokens.length) sequence.tell(sequence.told, tokens.slice(sequence.told));
     } else if (op.kind === "fork") {
       this.#guarded("BUSY", () => this.#fork(sequence));
     } else if (op.kind === "close") {

@@ -131,6 +131,30 @@ describe("prefix reuse", () => {
   });
 });
 
+describe("tell", () => {
+  it("names pages a step later, in the middle of the next one", () => {
+    using cache = meanCache(device, { window: 9 });
+    const a = cache.open();
+    using step = cache.plan([[a, 20]]);
+    attendAll(device, step, range(20));
+    step.commit();
+    step.next(1);
+    expect([a.told, cache.match(range(17))]).toEqual([0, 0]);
+    a.tell(0, range(12));
+    a.tell(a.told, range(8, 12));
+    expect([a.told, cache.match(range(17))]).toEqual([20, 16]);
+    expect(cache.match(range(9))).toBe(0); // left the window untold
+    const code = "INVALID_ARGUMENT";
+    expectError(() => a.tell(19, [1]), code, "sequence.tell", "start expected 20");
+    expectError(() => a.tell(20, [1]), code, "tokens end at 21, and 20 are committed");
+    expectError(() => a.tell(20, "x" as Wrong), code, "tokens expected");
+    const prefix = cache.open({ prefixLen: 3 });
+    expectError(() => prefix.tell(0, []), code, "prefixLen 3");
+    prefix.close();
+    expectError(() => prefix.tell(0, []), "DISPOSED", "sequence.tell");
+  });
+});
+
 describe("eviction and pins", () => {
   it("makes room for plans, and OUT_OF_PAGES counts what it could", () => {
     using cache = meanCache(device, { maxTokens: 64 });

@@ -6,6 +6,7 @@ import { failure, invalid } from "../errors";
 import type { Notify } from "./events";
 import { PagePool } from "./page-pool";
 import { PageTable } from "./page-table";
+import { checkLateTold } from "./requests";
 import { firstPageHeld, type PageCopy, type Retention, Sequence, SequencePages } from "./sequence";
 import type { Text } from "./text";
 
@@ -114,6 +115,14 @@ export class Ledger {
     const done = this.pool.evict(count);
     this.#noteEvictions(evictions);
     return done;
+  }
+
+  tell(sequence: Sequence, start: unknown, tokens: unknown): void {
+    const operation = "sequence.tell";
+    this.#checkOpen(operation, sequence);
+    const told = checkLateTold(operation, sequence, start, tokens);
+    this.#checkOpen(operation, sequence); // a getter in tokens may have closed it
+    sequence.pages.tell(told);
   }
 
   pin(sequence: Sequence): void {

@@ -73,6 +73,32 @@ export function checkTold(
   });
 }
 
+/** What `sequence.tell` tells, checked. */
+export function checkLateTold(
+  operation: string,
+  sequence: Sequence,
+  start: unknown,
+  tokens: unknown,
+): Int32Array {
+  const { text } = sequence.pages;
+  if (text === null) {
+    throw invalid(operation, `tokens are of ${prefixLmText(sequence.prefixLen)}`, "leave it out");
+  }
+  const told = checkInts(operation, "tokens", tokens);
+  if (checkInt(operation, "start", start) !== text.length) {
+    throw invalid(
+      operation,
+      `start expected ${text.length}, the first untold position, got ${start}`,
+    );
+  }
+  if (text.length + told.length <= sequence.length) return told;
+  throw invalid(
+    operation,
+    `tokens end at ${text.length + told.length}, and ${sequence.length} are committed`,
+    "tell them at or after the commit that counts them",
+  );
+}
+
 /** Why no text goes with a prefixLen. */
 export function prefixLmText(prefixLen: number): string {
   return (

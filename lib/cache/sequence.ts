@@ -18,7 +18,7 @@ import type { Ledger } from "./ledger";
 import type { PagePool } from "./page-pool";
 import { NULL_PAGE } from "./page-pool";
 import type { PageTable } from "./page-table";
-import type { Text } from "./text";
+import type { Text, TokenIds } from "./text";
 
 /** What decides which pages a sequence keeps. Tokens. */
 export interface Retention {
@@ -140,6 +140,12 @@ export class SequencePages {
     this.#releaseLeftOfWindow();
   }
 
+  /** Tells tokens that were committed untold, from the first of them on. */
+  tell(tokens: Int32Array): void {
+    this.text?.append(tokens);
+    this.#nameFullPages();
+  }
+
   /** Everything as before `reserve`. */
   undo(): void {
     this.#releaseEntries(this.#countBefore);
@@ -257,6 +263,7 @@ export class SequencePages {
     const full = Math.floor(Math.min(this.#length, this.text.length) / pageSize);
     for (; this.#named < full; this.#named++) {
       const page = this.#table.get(this.row, this.#named);
+      if (page === NULL_PAGE) continue; // left the window before its tokens were told
       this.#pool.name(page, this.text.key(this.#named), this.priority);
     }
   }
@@ -299,6 +306,20 @@ export class Sequence implements Disposable {
 
   get closed(): boolean {
     return this.isClosed;
+  }
+
+  /** Tokens whose ids are known, from the beginning on: more than `length` where `open` told a prompt to come. */
+  get told(): number {
+    return this.pages.text?.length ?? 0;
+  }
+
+  /**
+   * Tells the ids of committed tokens that `commit` did not know, as where they were sampled on the device: pages that
+   * they fill are found by `cache.open({ tokens })` from now on. Also inside an open step. Throws INVALID_ARGUMENT where
+   * `start` is not `told`, or `tokens` end behind `length`; DISPOSED.
+   */
+  tell(start: number, tokens: TokenIds): void {
+    this.#ledger.tell(this, start, tokens);
   }
 
   /** Between pin and unpin, closed or not. */
