@@ -315,8 +315,8 @@ export class Sequence implements Disposable {
 
   /**
    * Tells the ids of committed tokens that `commit` did not know, as where they were sampled on the device: pages that
-   * they fill are found by `cache.open({ tokens })` from now on. Also inside an open step. Throws INVALID_ARGUMENT where
-   * `start` is not `told`, or `tokens` end behind `length`; DISPOSED.
+   * they fill are found by `cache.open({ tokens })` from now on. Also inside an open step. Throws DISPOSED, and
+   * INVALID_ARGUMENT where `start` is not `told`, or `tokens` end behind `length`.
    */
   tell(start: number, tokens: TokenIds): void {
     this.#ledger.tell(this, start, tokens);
