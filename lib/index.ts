@@ -1,11 +1,14 @@
 export {
   bytesPerToken,
+  type CacheEvents,
   type CacheStats,
+  type CommitOptions,
   KvCache,
   type KvCacheConfig,
   type OpenOptions,
   type Sequence,
   type Step,
+  type TokenIds,
 } from "./cache/kv-cache";
 export { Device, type DeviceName } from "./device";
 export type { DType } from "./dtype";

@@ -95,7 +95,7 @@ describe("pages of a sequence", () => {
       [a, 4],
       [b, 5],
     ]);
-    expect(short).toEqual({ needed: 3, free: 2 });
+    expect(short).toEqual({ needed: 3, free: 2, evictable: 0 });
     expect([a.inStep, b.inStep, books.pool.free, entries(a)]).toEqual([false, false, 2, [1, 2]]);
   });
 
@@ -109,7 +109,7 @@ describe("pages of a sequence", () => {
     append(books, [a, 1]); // its page has one owner again: no copy
     expect(entries(a)).toEqual([1]);
     const c = a.fork();
-    expect(reserve(books, [[c, 1]])).toEqual({ needed: 1, free: 0 });
+    expect(reserve(books, [[c, 1]])).toEqual({ needed: 1, free: 0, evictable: 0 });
   });
 });
 

@@ -7,30 +7,52 @@ import { expect, test } from "vitest";
 import { Ledger, type LedgerConfig, type Reservation } from "../lib/cache/ledger";
 import { NULL_PAGE } from "../lib/cache/page-pool";
 import type { Sequence } from "../lib/cache/sequence";
+import { Text } from "../lib/cache/text";
 import { GqaError } from "../lib/errors";
 
 const POISON = -7;
 
 type Op =
-  | { kind: "open" }
-  | { kind: "plan"; who: number[]; tokens: number[]; commit: boolean }
-  | { kind: "fork" | "close"; who: number }
+  | { kind: "open"; salt: string; like: number; cut: number; more: number[]; priority: number }
+  | { kind: "plan"; who: number[]; tokens: number[]; ids: number; commit: boolean; tell: boolean }
+  | { kind: "fork" | "close" | "pin" | "unpin" | "tell"; who: number }
+  | { kind: "evict"; count: number }
   | { kind: "truncate"; who: number; by: number };
 
 const index = fc.nat(1000);
 const operation: fc.Arbitrary<Op> = fc.oneof(
-  { weight: 2, arbitrary: fc.constant<Op>({ kind: "open" }) },
+  {
+    weight: 3,
+    arbitrary: fc.record({
+      kind: fc.constant("open" as const),
+      salt: fc.constantFrom("a", "b"),
+      like: index,
+      cut: fc.nat(3),
+      more: fc.array(fc.nat(1), { maxLength: 9 }),
+      priority: fc.nat(2),
+    }),
+  },
   {
     weight: 8,
     arbitrary: fc.record({
       kind: fc.constant("plan" as const),
       who: fc.array(index, { minLength: 1, maxLength: 3 }),
       tokens: fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 3, maxLength: 3 }),
-      commit: fc.boolean(),
+      ids: index,
+      commit: fc.constantFrom(true, true, false),
+      tell: fc.constantFrom(true, true, true, false),
     }),
   },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("fork" as const), who: index }) },
-  { weight: 1, arbitrary: fc.record({ kind: fc.constant("close" as const), who: index }) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant("close" as const), who: index }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constantFrom("pin", "unpin", "tell"), who: index }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constant("evict" as const), count: fc.nat(4) }),
+  },
   {
     weight: 2,
     arbitrary: fc.record({
@@ -50,15 +72,27 @@ const settings = fc.record({
   maxSequences: fc.integer({ min: 1, max: 6 }),
 });
 
+/** What one sequence must hold: its tokens, and those that it was opened with and has not got to. */
+interface Model {
+  readonly salt: string;
+  tokens: number[];
+  prompt: number[];
+}
+
 class World {
   readonly config: LedgerConfig;
   readonly ledger: Ledger;
-  readonly model = new Map<Sequence, number[]>();
+  readonly model = new Map<Sequence, Model>();
+  /** Pages pinned for each sequence, closed or not, as the text that they hold. */
+  readonly pinned = new Map<Sequence, { salt: string; tokens: number[] }>();
+  /** Every text that ever was, so that prompts repeat it. */
+  readonly #texts: number[][] = [[]];
+  /** A key and value is known by its whole past: the same number only after the same tokens and salt. */
+  readonly #contents = new Map<string, number>();
   /** The longest each sequence has been at a commit: what rollbackTokens counts from. */
   readonly #longest = new Map<Sequence, number>();
   #pages: number[][];
   #table: Int32Array;
-  #nextToken = 1;
 
   constructor(
     chosen: Pick<
@@ -92,12 +126,28 @@ class World {
   }
 
   run(op: Op): void {
-    if (op.kind === "open") this.#guarded("BUSY", () => this.model.set(this.ledger.open(0), []));
-    if (op.kind === "plan") this.#plan(op.who, op.tokens, op.commit);
+    if (op.kind === "open") this.#guarded("BUSY", () => this.#open(op));
+    if (op.kind === "plan") this.#plan(op);
+    if (op.kind === "evict") {
+      const { cached } = this.ledger.pool;
+      expect(this.ledger.evict(op.count)).toBe(Math.min(op.count, cached));
+    }
     const sequence = "who" in op && typeof op.who === "number" ? this.pick(op.who) : undefined;
     if (sequence === undefined) return;
-    const tokens = this.model.get(sequence)!;
-    if (op.kind === "fork") {
+    const { salt, tokens } = this.model.get(sequence)!;
+    if (op.kind === "pin") {
+      sequence.pin();
+      const told = Math.min(sequence.length, sequence.pages.text!.length);
+      const full = told - (told % this.config.pageSize);
+      this.pinned.set(sequence, { salt, tokens: tokens.slice(0, full) });
+    } else if (op.kind === "unpin") {
+      for (const some of [...this.pinned.keys()].slice(0, 2)) {
+        some.unpin();
+        this.pinned.delete(some);
+      }
+    } else if (op.kind === "tell") {
+      if (sequence.told < tokens.length) sequence.tell(sequence.told, tokens.slice(sequence.told));
+    } else if (op.kind === "fork") {
       this.#guarded("BUSY", () => this.#fork(sequence));
     } else if (op.kind === "close") {
       sequence.close();
@@ -107,34 +157,83 @@ class World {
       const done = this.#guarded("INVALID_ARGUMENT", () => sequence.truncate(length));
       const back = (this.#longest.get(sequence) ?? 0) - length;
       if (back <= this.config.rollbackTokens) expect(done).toBe(true);
-      if (done) tokens.length = length;
+      if (!done) return;
+      tokens.length = length;
+      this.model.get(sequence)!.prompt.length = Math.min(
+        length,
+        this.model.get(sequence)!.prompt.length,
+      );
     }
+  }
+
+  #open(op: Extract<Op, { kind: "open" }>): void {
+    const like = this.#texts[op.like % this.#texts.length]!;
+    const prompt = [...like.slice(0, Math.max(0, like.length - op.cut)), ...op.more];
+    prompt.length = Math.min(prompt.length, this.config.maxSeqLen);
+    const text = new Text(this.config.pageSize, op.salt, Int32Array.from(prompt));
+    const found = this.#findable(op.salt, prompt);
+    expect(this.ledger.match(text) * this.config.pageSize).toBe(found);
+    const sequence = this.ledger.open(0, text, op.priority);
+    expect(sequence.length).toBe(found);
+    if (prompt.length > 0) expect(sequence.length).toBeLessThan(prompt.length);
+    this.model.set(sequence, { salt: op.salt, tokens: prompt.slice(0, found), prompt });
+    this.#longest.set(sequence, found);
+  }
+
+  /** The longest beginning of a prompt all of whose visible keys lie in pages that have a key. */
+  #findable(salt: string, prompt: readonly number[]): number {
+    const { pageSize, window, sinkTokens, rollbackTokens, numPages } = this.config;
+    const pages = new Set<string>();
+    for (let page = 1; page < numPages; page++) {
+      if (this.ledger.pool.index.has(page)) pages.add(this.#pages[page]!.join());
+    }
+    const there = Array.from({ length: Math.floor(prompt.length / pageSize) }, (_, i) => {
+      const keys = Array.from({ length: pageSize }, (_, j) => i * pageSize + j);
+      return pages.has(keys.map((key) => this.#content(salt, prompt, key)).join());
+    });
+    let length = prompt.length === 0 ? 0 : prompt.length - 1;
+    for (length -= length % pageSize; length > 0; length -= pageSize) {
+      const first = window === 0 ? 0 : length - rollbackTokens - window + 1;
+      const seen = Array.from({ length }, (_, key) => key).filter(
+        (key) => key >= first || Math.floor(key / pageSize) * pageSize < sinkTokens,
+      );
+      if (seen.every((key) => there[Math.floor(key / pageSize)])) break;
+    }
+    return length;
+  }
+
+  #content(salt: string, tokens: readonly number[], position: number): number {
+    const past = `${salt}:${tokens.slice(0, position + 1)}`;
+    if (!this.#contents.has(past)) this.#contents.set(past, this.#contents.size + 1);
+    return this.#contents.get(past)!;
   }
 
   #fork(parent: Sequence): void {
     const child = parent.fork();
-    this.model.set(child, [...this.model.get(parent)!]);
+    this.model.set(child, structuredClone(this.model.get(parent)!));
     this.#longest.set(child, this.#longest.get(parent) ?? 0);
   }
 
-  #plan(who: number[], counts: number[], commit: boolean): void {
-    const sequences = [...new Set(who.map((w) => this.pick(w)))].filter((s) => s !== undefined);
+  #plan(op: Extract<Op, { kind: "plan" }>): void {
+    const sequences = [...new Set(op.who.map((w) => this.pick(w)))].filter((s) => s !== undefined);
     if (sequences.length === 0) return;
     const requests = sequences
-      .map((sequence, i) => ({ sequence, tokens: counts[i]! }))
+      .map((sequence, i) => ({ sequence, tokens: op.tokens[i]! }))
       .filter((r) => r.sequence.length + r.tokens <= this.config.maxSeqLen);
     const before = this.#snapshot();
     const result = this.ledger.reserve("cache.plan", requests);
     if (!("commit" in result)) {
-      expect(result.needed).toBeGreaterThan(result.free);
+      expect(result.needed).toBeGreaterThan(result.free + result.evictable);
       expect(this.#snapshot()).toEqual(before);
       return;
     }
-    const written = this.#step(requests, result);
-    if (commit) {
-      result.commit();
+    const written = this.#step(requests, result, op.ids);
+    if (op.commit) {
+      const told = [...written.values()].map((tokens) => Int32Array.from(tokens));
+      result.commit(op.tell ? told : []);
       for (const [sequence, tokens] of written) {
-        this.model.get(sequence)!.push(...tokens);
+        this.model.get(sequence)!.tokens.push(...tokens);
+        this.#texts.push([...this.model.get(sequence)!.tokens]);
         const before = this.#longest.get(sequence) ?? 0;
         this.#longest.set(sequence, Math.max(before, sequence.length));
       }
@@ -148,13 +247,19 @@ class World {
   #step(
     requests: readonly { sequence: Sequence; tokens: number }[],
     reservation: Reservation,
+    ids: number,
   ): Map<Sequence, number[]> {
     this.ledger.sendChanges();
     for (const { from, to } of reservation.copies) this.#pages[to] = [...this.#pages[from]!];
     const written = new Map<Sequence, number[]>();
     for (const { sequence, tokens } of requests) {
-      const fresh = Array.from({ length: tokens }, () => this.#nextToken++);
-      for (const [i, token] of fresh.entries()) this.#write(sequence, sequence.length + i, token);
+      const { salt, tokens: past, prompt } = this.model.get(sequence)!;
+      const start = past.length;
+      const fresh = Array.from({ length: tokens }, (_, i) => prompt[start + i] ?? (ids >> i) & 1);
+      const all = [...past, ...fresh];
+      for (let i = start; i < all.length; i++) {
+        this.#write(sequence, i, this.#content(salt, all, i));
+      }
       written.set(sequence, fresh);
     }
     return written;
@@ -169,25 +274,54 @@ class World {
     }
     owners.forEach((count, page) => {
       expect(pool.owners(page)).toBe(count);
-      if (count === 0) this.#pages[page]!.fill(POISON);
+      if (this.#isFree(page)) this.#pages[page]!.fill(POISON);
     });
-    expect(pool.free + pool.used).toBe(pool.total);
-    expect(pool.used).toBe(owners.filter((count) => count > 0).length);
+    const pages = Array.from({ length: config.numPages - 1 }, (_, i) => i + 1);
+    const count = (fits: (page: number) => boolean) => pages.filter(fits).length;
+    expect(pool.free + pool.used + pool.cached).toBe(pool.total);
+    expect(pool.free).toBe(count((page) => this.#isFree(page)));
+    expect(pool.used).toBe(count((page) => owners[page]! + pool.pins(page) > 0));
+    expect(pool.pinned).toBe(count((page) => pool.pins(page) > 0));
     expect(pool.shared).toBe(owners.filter((count) => count > 1).length);
     expect([...ledger.sequences]).toEqual([...this.model.keys()]);
     this.ledger.sendChanges();
-    for (const [sequence, tokens] of this.model) this.#checkVisible(sequence, tokens);
+    for (const [sequence, { salt, tokens }] of this.model) {
+      this.#checkVisible(sequence, salt, tokens);
+    }
+    if (config.window > 0) return;
+    for (const { salt, tokens } of this.pinned.values()) {
+      const text = new Text(config.pageSize, salt, Int32Array.from([...tokens, 0]));
+      expect(this.ledger.match(text) * config.pageSize).toBe(tokens.length);
+    }
+  }
+
+  #isFree(page: number): boolean {
+    const { pool } = this.ledger;
+    return pool.owners(page) + pool.pins(page) === 0 && !pool.index.has(page);
+  }
+
+  /** Everything ends, in any order, and nothing is left behind. */
+  end(): void {
+    for (const sequence of this.model.keys()) sequence.close();
+    for (const sequence of this.pinned.keys()) sequence.unpin();
+    const { pool } = this.ledger;
+    expect([pool.used, pool.shared, pool.pinned]).toEqual([0, 0, 0]);
+    this.ledger.evict(pool.total);
+    expect([pool.free, pool.cached]).toEqual([pool.total, 0]);
+    const all = new Set(Array.from({ length: pool.total }, () => pool.allocate()));
+    expect(all.size).toBe(pool.total);
   }
 
   /** Every key that the next token, or one after a legal truncation, would see is there. */
-  #checkVisible(sequence: Sequence, tokens: number[]): void {
+  #checkVisible(sequence: Sequence, salt: string, tokens: number[]): void {
     expect(sequence.length).toBe(tokens.length);
     const { window, sinkTokens } = this.config;
+    const want = tokens.map((_, key) => this.#content(salt, tokens, key));
     for (let position = 0; position <= tokens.length; position++) {
       if (position < tokens.length && !sequence.pages.canTruncate(position)) continue;
       for (let key = 0; key < position; key++) {
         if (window > 0 && key <= position - window && key >= sinkTokens) continue;
-        expect(this.#read(sequence, key)).toBe(tokens[key]);
+        expect(this.#read(sequence, key)).toBe(want[key]);
       }
     }
   }
@@ -211,7 +345,7 @@ class World {
   #snapshot(): unknown {
     const { pool, sequences } = this.ledger;
     return {
-      free: pool.free,
+      room: pool.free + pool.cached,
       shared: pool.shared,
       owners: Array.from({ length: this.config.numPages }, (_, page) => pool.owners(page)),
       sequences: [...sequences].map((s) => [s.id, s.length, s.inStep, [...s.pages.entries]]),
@@ -238,6 +372,7 @@ test("random programs keep every visible key and every count right", () => {
         world.run(op);
         world.check();
       }
+      world.end();
     }),
     { numRuns: 300 },
   );

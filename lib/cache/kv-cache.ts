@@ -1,4 +1,5 @@
-import { checkFloats, checkInt, checkInternal, checkOptions, INTERNAL } from "../check";
+import { EventEmitter } from "node:events";
+import { checkFloats, checkInt, checkInternal, INT32_MAX, INTERNAL } from "../check";
 import type { Device } from "../device";
 import { failure, invalid } from "../errors";
 import { tensorArgument } from "../ops/arguments";
@@ -6,27 +7,44 @@ import { RopeTable, ropeArgument } from "../rope";
 import { Tensor } from "../tensor";
 import { CacheMemory } from "./cache-memory";
 import { type CacheLayout, cacheLayout, checkConfig, type KvCacheConfig } from "./config";
+import type { CacheEvents } from "./events";
+import { drawPages } from "./inspect";
 import { Ledger, type Request, type Shortage } from "./ledger";
+import { checkOpening, checkText, expectShort, type OpenOptions } from "./open-options";
 import { checkRequests, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
 import { type CacheParts, Step } from "./step";
+import type { Text, TokenIds } from "./text";
 
 export { bytesPerToken, type CacheLayout, type KvCacheConfig } from "./config";
+export type { CacheEvents } from "./events";
+export type { OpenOptions } from "./open-options";
 export type { Sequence } from "./sequence";
-export type { Step } from "./step";
-
-export interface OpenOptions {
-  /** The first n positions see each other both ways (prefix-LM); they must be planned in one step. Default 0. */
-  prefixLen?: number;
-}
+export type { CommitOptions, Step } from "./step";
+export type { TokenIds } from "./text";
 
 export interface CacheStats {
-  /** Without the null page. `shared`: with more than one owner. */
-  pages: { total: number; used: number; free: number; shared: number };
+  /**
+   * Without the null page; total = used + cached + free. `cached`: held by nobody, found by `open({ tokens })`, handed
+   * out when none is free. Of the used ones, `shared` have more than one owner and `pinned` are kept by `pin`.
+   */
+  pages: {
+    total: number;
+    used: number;
+    cached: number;
+    free: number;
+    shared: number;
+    pinned: number;
+  };
   /** The most pages ever used at once. */
   highWater: number;
-  /** `held` on the device, page table included; `used` of it by pages in use. */
-  bytes: { held: number; used: number };
+  /** Full pages of opened prompts that were there, and that were not. */
+  hits: number;
+  misses: number;
+  /** Cached pages that were freed. */
+  evictions: number;
+  /** `held` on the device, page table included; `used` and `cached` of it by such pages. */
+  bytes: { held: number; used: number; cached: number };
   /** Committed tokens of all open sequences; a shared one counts in each. */
   tokens: number;
   /** Open ones. */
@@ -37,7 +55,7 @@ export interface CacheStats {
  * Keys and values of many sequences, in pages that it owns. Made by `device.createCache`. docs/cache.md draws the life
  * of a page and of a step.
  */
-export class KvCache implements Disposable {
+export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
   readonly device: Device;
   /** The configuration with every default and size filled in. */
   readonly layout: CacheLayout;
@@ -55,6 +73,7 @@ export class KvCache implements Disposable {
   #disposed = false;
 
   private constructor(key: symbol, device: Device, config: KvCacheConfig) {
+    super();
     checkInternal(key, "KvCache", "device.createCache(config)");
     const operation = "Device.createCache";
     device.notCapturing(operation);
@@ -73,7 +92,11 @@ export class KvCache implements Disposable {
       for (const owned of this.#owned) owned.dispose();
       throw error;
     }
-    this.#ledger = new Ledger(layout, this.#memory);
+    this.#ledger = new Ledger(layout, this.#memory, (name, event) => {
+      // Not here: a listener must neither find a verb half done nor break it off by throwing.
+      if (this.listenerCount(name) === 0) return;
+      process.nextTick(() => (this as EventEmitter).emit(name, event));
+    });
     this.#parts = {
       device,
       layout,
@@ -94,12 +117,64 @@ export class KvCache implements Disposable {
     return this.#disposed || this.device.disposed;
   }
 
-  /** A new, empty sequence. Throws BUSY where `maxSequences` are open. */
+  /**
+   * A new sequence: empty, or with `tokens` what the cache has of them, as `match` tells. Its tokens from `length` on
+   * are to be planned. Throws BUSY where `maxSequences` are open; INVALID_ARGUMENT for tokens of more than 1024 pages,
+   * for which there is `openAsync`.
+   */
   open(options?: OpenOptions): Sequence {
     const operation = "cache.open";
     this.#live(operation);
-    const { prefixLen = 0 } = checkOptions(operation, options, ["prefixLen"]);
-    return this.#ledger.open(checkInt(operation, "prefixLen", prefixLen));
+    const { prefixLen, text, priority } = checkOpening(operation, this.layout, options);
+    expectShort(operation, text);
+    this.#live(operation);
+    return this.#ledger.open(prefixLen, text, priority);
+  }
+
+  /** As `open`, for tokens of any length: the event loop runs on while they are hashed. */
+  async openAsync(options?: OpenOptions): Promise<Sequence> {
+    const operation = "cache.openAsync";
+    this.#live(operation);
+    const { prefixLen, text, priority } = checkOpening(operation, this.layout, options);
+    if (text !== null) await this.#hashAhead(text);
+    this.#live(operation);
+    return this.#ledger.open(prefixLen, text, priority);
+  }
+
+  /**
+   * Tokens that `open({ tokens, salt })` would find: full pages, and less than all tokens. Changes nothing, and counts
+   * neither as hit nor as miss. Throws INVALID_ARGUMENT for tokens of more than 1024 pages.
+   */
+  match(tokens: TokenIds, salt?: string): number {
+    const operation = "cache.match";
+    this.#live(operation);
+    const text = checkText(operation, this.layout, tokens, salt);
+    expectShort(operation, text);
+    return this.#ledger.match(text) * this.layout.pageSize;
+  }
+
+  /** As `match`, for tokens of any length. */
+  async matchAsync(tokens: TokenIds, salt?: string): Promise<number> {
+    const operation = "cache.matchAsync";
+    this.#live(operation);
+    const text = checkText(operation, this.layout, tokens, salt);
+    await this.#hashAhead(text);
+    this.#live(operation);
+    return this.#ledger.match(text) * this.layout.pageSize;
+  }
+
+  /**
+   * Frees cached pages now instead of when a plan needs them: `count` of them, or all. Low priorities go first, then
+   * what was let go longest ago, the end of a text before its beginning. Pinned pages stay.
+   *
+   * @returns how many.
+   */
+  evict(count?: number): number {
+    const operation = "cache.evict";
+    this.#live(operation);
+    return this.#ledger.evict(
+      count === undefined ? INT32_MAX : checkInt(operation, "count", count),
+    );
   }
 
   /**
@@ -122,15 +197,29 @@ export class KvCache implements Disposable {
 
   stats(): CacheStats {
     this.#live("cache.stats");
-    const { total, used, free, shared, highWater } = this.#ledger.pool;
-    const { numLayers, pageBytes } = this.layout;
+    const { hits, misses, pool } = this.#ledger;
+    const { total, used, cached, free, shared, pinned, highWater, evictions } = pool;
+    const bytesPerPage = this.layout.numLayers * this.layout.pageBytes;
     return {
-      pages: { total, used, free, shared },
+      pages: { total, used, cached, free, shared, pinned },
       highWater,
-      bytes: { held: this.#memory.bytes, used: used * numLayers * pageBytes },
+      hits,
+      misses,
+      evictions,
+      bytes: {
+        held: this.#memory.bytes,
+        used: used * bytesPerPage,
+        cached: cached * bytesPerPage,
+      },
       tokens: this.#ledger.tokens,
       sequences: this.#ledger.sequences.size,
     };
+  }
+
+  /** A map of the pages and a list of the sequences, for a person to read. Its form may change. */
+  inspect(): string {
+    this.#live("cache.inspect");
+    return drawPages(this.#ledger);
   }
 
   /** Ends the cache: its steps and sequences are dead at once, its memory goes behind the queue. Idempotent. */
@@ -158,6 +247,13 @@ export class KvCache implements Disposable {
       this.#collected.register(step, weak);
     }
     return step;
+  }
+
+  /** Without a window the first page that is not there ends the search, so nothing behind it need be hashed. */
+  #hashAhead(text: Text): Promise<void> {
+    const { index } = this.#ledger.pool;
+    const windowed = this.layout.window > 0;
+    return text.hashAhead((key) => windowed || index.find(key) !== undefined);
   }
 
   /** The caller's table, or the cache's own from a configuration. */

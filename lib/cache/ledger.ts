@@ -3,9 +3,12 @@
 
 import { checkInt, INTERNAL } from "../check";
 import { failure, invalid } from "../errors";
+import type { Notify } from "./events";
 import { PagePool } from "./page-pool";
 import { PageTable } from "./page-table";
-import { type PageCopy, type Retention, Sequence, SequencePages } from "./sequence";
+import { checkLateTold } from "./requests";
+import { firstPageHeld, type PageCopy, type Retention, Sequence, SequencePages } from "./sequence";
+import type { Text } from "./text";
 
 /** The device's copy of the page table. A method that throws has changed nothing. */
 export interface TableDevice {
@@ -38,7 +41,8 @@ export interface Request {
 export interface Reservation {
   /** Shared last pages that the device copies before the step writes. */
   readonly copies: readonly PageCopy[];
-  commit(): void;
+  /** `told`: for each request the tokens, or null. */
+  commit(told?: readonly (Int32Array | null)[]): void;
   undo(): void;
 }
 
@@ -56,6 +60,8 @@ export function undo(plan: Plan): void {
 export interface Shortage {
   readonly needed: number;
   readonly free: number;
+  /** Cached pages, which would have been evicted. */
+  readonly evictable: number;
 }
 
 export class Ledger {
@@ -66,26 +72,97 @@ export class Ledger {
   readonly #device: TableDevice;
   #pairs = new Int32Array(64);
   #nextId = 0;
+  #hits = 0;
+  #misses = 0;
+  readonly #notify: Notify;
 
-  constructor(config: LedgerConfig, device: TableDevice) {
+  constructor(config: LedgerConfig, device: TableDevice, notify: Notify = () => {}) {
+    this.#notify = notify;
     this.config = config;
     this.pool = new PagePool(config.numPages);
     this.table = new PageTable(config.rows, config.maxPages);
     this.#device = device;
   }
 
-  open(prefixLen: number): Sequence {
-    return this.#add("cache.open", prefixLen);
+  /** A sequence that begins with what the cache has of `text`. Without one it is never shared by its tokens. */
+  open(prefixLen: number, text: Text | null = null, priority: number = 0): Sequence {
+    const sequence = this.#add("cache.open", prefixLen, text, priority);
+    if (text === null || text.length === 0) return sequence;
+    const pages = this.match(text);
+    sequence.pages.adopt(pages);
+    const missing = text.matchablePages - pages;
+    this.#hits += pages;
+    this.#misses += missing;
+    if (pages > 0) this.#notify("hit", { sequence, pages, tokens: sequence.length });
+    if (missing > 0) this.#notify("miss", { sequence, pages: missing });
+    return sequence;
+  }
+
+  /**
+   * The longest run of full pages of `text` after which the cache has every page that later tokens see, and at least
+   * one token is left to compute.
+   */
+  match(text: Text): number {
+    const { index } = this.pool;
+    const sinkPages = Math.ceil(this.config.sinkTokens / this.config.pageSize);
+    let best = 0;
+    let lead = 0; // pages found from the beginning on, up to the first that is missing
+    let run = 0; // pages found in a row, up to here
+    for (let count = 1; count <= text.matchablePages; count++) {
+      const found = index.find(text.key(count - 1)) !== undefined;
+      run = found ? run + 1 : 0;
+      if (run === count) lead = count;
+      if (lead < count && (this.config.window === 0 || lead < sinkPages)) break;
+      const first = firstPageHeld(this.config, count * this.config.pageSize);
+      if (lead === count || run >= count - Math.max(first, sinkPages)) best = count;
+    }
+    return best;
+  }
+
+  /** Frees up to `count` cached pages; how many. */
+  evict(count: number): number {
+    const { evictions } = this.pool;
+    const done = this.pool.evict(count);
+    this.#noteEvictions(evictions);
+    return done;
+  }
+
+  tell(sequence: Sequence, start: unknown, tokens: unknown): void {
+    const operation = "sequence.tell";
+    this.#checkOpen(operation, sequence);
+    const told = checkLateTold(operation, sequence, start, tokens);
+    this.#checkOpen(operation, sequence); // a getter in tokens may have closed it
+    sequence.pages.tell(told);
+  }
+
+  pin(sequence: Sequence): void {
+    this.#checkOpen("sequence.pin", sequence);
+    sequence.pages.pin();
+  }
+
+  /** Pages of told prompts that were there, and those that were not. */
+  get hits(): number {
+    return this.#hits;
+  }
+
+  get misses(): number {
+    return this.#misses;
   }
 
   fork(parent: Sequence): Sequence {
     this.#checkIdle("sequence.fork", parent);
-    const child = this.#add("sequence.fork", parent.prefixLen);
+    const { prefixLen, pages } = parent;
+    const child = this.#add(
+      "sequence.fork",
+      prefixLen,
+      pages.text?.clone() ?? null,
+      pages.priority,
+    );
     try {
       this.sendChanges();
       this.#device.copyRow(parent.pages.row, child.pages.row, parent.pages.entries.length);
     } catch (error) {
-      this.close(child);
+      this.#end(child);
       throw error;
     }
     parent.pages.shareWith(child.pages);
@@ -119,15 +196,16 @@ export class Ledger {
   close(sequence: Sequence): void {
     if (sequence.isClosed) return;
     if (sequence.inStep) throw busy("sequence.close", sequence);
-    sequence.pages.release();
-    sequence.isClosed = true;
-    this.sequences.delete(sequence);
+    this.#end(sequence);
+    this.#notify("close", { sequence });
   }
 
   /** Every sequence is dead at once; their pages go with the cache. */
   closeAll(): void {
-    for (const sequence of this.sequences) sequence.isClosed = true;
+    const closed = [...this.sequences];
+    for (const sequence of closed) sequence.isClosed = true;
     this.sequences.clear();
+    for (const sequence of closed) this.#notify("close", { sequence });
   }
 
   /** All the pages that the requests need, or the reason why not and nothing changed. */
@@ -135,7 +213,8 @@ export class Ledger {
     this.#checkRequests(operation, requests);
     let needed = 0;
     for (const { sequence, tokens } of requests) needed += sequence.pages.pagesNeeded(tokens);
-    if (needed > this.pool.free) return { needed, free: this.pool.free };
+    const { free, cached, evictions } = this.pool;
+    if (needed > free + cached) return { needed, free, evictable: cached };
 
     const copies: PageCopy[] = [];
     for (const { sequence, tokens } of requests) {
@@ -143,11 +222,12 @@ export class Ledger {
       if (copy !== null) copies.push(copy);
       sequence.inStep = true;
     }
+    this.#noteEvictions(evictions);
     return {
       copies,
-      commit() {
-        for (const { sequence } of requests) {
-          sequence.pages.commit();
+      commit(told = []) {
+        for (const [b, { sequence }] of requests.entries()) {
+          sequence.pages.commit(told[b]);
           sequence.inStep = false;
         }
       },
@@ -177,12 +257,24 @@ export class Ledger {
     return sum;
   }
 
-  #add(operation: string, prefixLen: number): Sequence {
+  #add(operation: string, prefixLen: number, text: Text | null, priority: number): Sequence {
     if (!this.table.hasFreeRow) this.#grow(operation);
-    const pages = new SequencePages(this.pool, this.table, this.config, this.table.takeRow());
+    const row = this.table.takeRow();
+    const pages = new SequencePages(this.pool, this.table, this.config, row, text, priority);
     const sequence = new Sequence(INTERNAL, this, this.#nextId++, prefixLen, pages);
     this.sequences.add(sequence);
     return sequence;
+  }
+
+  #end(sequence: Sequence): void {
+    sequence.pages.release();
+    sequence.isClosed = true;
+    this.sequences.delete(sequence);
+  }
+
+  #noteEvictions(before: number): void {
+    const pages = this.pool.evictions - before;
+    if (pages > 0) this.#notify("evict", { pages });
   }
 
   #grow(operation: string): void {

@@ -19,6 +19,7 @@ import type { Ledger } from "./ledger";
 import type { PagePool } from "./page-pool";
 import { NULL_PAGE } from "./page-pool";
 import type { PageTable } from "./page-table";
+import type { Text, TokenIds } from "./text";
 
 /** What decides which pages a sequence keeps. Tokens. */
 export interface Retention {
@@ -27,6 +28,13 @@ export interface Retention {
   readonly window: number;
   readonly sinkTokens: number;
   readonly rollbackTokens: number;
+}
+
+/** The first page, sinks apart, that a sequence of `length` tokens holds: all later queries' windows begin there. */
+export function firstPageHeld(keep: Retention, length: number): number {
+  const { pageSize, window, rollbackTokens } = keep;
+  // The leftmost query that may still come stands at length - rollbackTokens.
+  return Math.floor(firstInWindow(length - rollbackTokens, window) / pageSize);
 }
 
 /** A page to copy before the step writes into it. */
@@ -41,6 +49,9 @@ export interface PageCopy {
  */
 export class SequencePages {
   readonly row: number;
+  /** The tokens, as far as they were told; null: they do not say what the pages hold. */
+  readonly text: Text | null;
+  readonly priority: number;
   #pool: PagePool;
   #table: PageTable;
   #keep: Retention;
@@ -51,12 +62,23 @@ export class SequencePages {
   #reserved = 0;
   #countBefore = 0;
   #copiedFrom = NULL_PAGE; // the shared page replaced at reserve, still owned until commit
+  #named = 0; // full pages that were given their key
+  readonly #pins: Set<number> = new Set();
 
-  constructor(pool: PagePool, table: PageTable, keep: Retention, row: number) {
+  constructor(
+    pool: PagePool,
+    table: PageTable,
+    keep: Retention,
+    row: number,
+    text: Text | null,
+    priority: number,
+  ) {
     this.#pool = pool;
     this.#table = table;
     this.#keep = keep;
     this.row = row;
+    this.text = text;
+    this.priority = priority;
     this.#sinkPages = Math.ceil(keep.sinkTokens / keep.pageSize);
     this.#firstLive = this.#sinkPages;
   }
@@ -87,6 +109,10 @@ export class SequencePages {
     const { pageSize } = this.#keep;
     let copy: PageCopy | null = null;
     this.#countBefore = this.#count;
+    if (this.#length % pageSize > 0 && !this.#writesSharedPage()) {
+      // Truncated into a full page: it will not hold what its key says.
+      this.#pool.index.remove(this.#table.get(this.row, this.#count - 1));
+    }
     if (this.#writesSharedPage()) {
       const index = this.#count - 1;
       copy = { from: this.#table.get(this.row, index), to: this.#pool.allocate() };
@@ -99,13 +125,26 @@ export class SequencePages {
     return copy;
   }
 
-  /** The reserved tokens are written: counts them, and gives back what no later query will see. */
-  commit(): void {
+  /**
+   * The reserved tokens are written: counts them, names the pages that they fill, and gives back what no later query
+   * will see. `told` are those tokens, where the caller knows them.
+   */
+  commit(told: Int32Array | null = null): void {
+    const known = this.text === null ? -1 : this.text.length - this.#length;
+    // Behind a token that was never told no page can be named.
+    if (told !== null && known >= 0) this.text?.append(told.subarray(known));
     this.#length += this.#reserved;
     this.#reserved = 0;
     if (this.#copiedFrom !== NULL_PAGE) this.#pool.release(this.#copiedFrom);
     this.#copiedFrom = NULL_PAGE;
+    this.#nameFullPages();
     this.#releaseLeftOfWindow();
+  }
+
+  /** Tells tokens that were committed untold, from the first of them on. */
+  tell(tokens: Int32Array): void {
+    this.text?.append(tokens);
+    this.#nameFullPages();
   }
 
   /** Everything as before `reserve`. */
@@ -142,7 +181,51 @@ export class SequencePages {
   truncate(length: number): void {
     this.#releaseEntries(Math.ceil(length / this.#keep.pageSize));
     this.#length = length;
+    this.text?.truncate(length);
+    this.#named = Math.min(this.#named, Math.floor(length / this.#keep.pageSize));
     if (this.#count <= this.#sinkPages) this.#firstLive = this.#sinkPages;
+  }
+
+  /** Makes this sequence, which is empty, hold the first `count` pages of its text, all of them in the index. */
+  adopt(count: number): void {
+    const { pageSize } = this.#keep;
+    const { index } = this.#pool;
+    this.#firstLive = Math.max(this.#sinkPages, firstPageHeld(this.#keep, count * pageSize));
+    for (let i = 0; i < count; i++) {
+      const seen = i < this.#sinkPages || i >= this.#firstLive;
+      const page = seen ? index.find(this.text!.key(i))! : NULL_PAGE;
+      if (page !== NULL_PAGE) {
+        this.#pool.retain(page);
+        index.raisePriority(page, this.priority);
+      }
+      this.#table.set(this.row, i, page);
+    }
+    this.#count = this.#named = count;
+    this.#length = count * pageSize;
+  }
+
+  get pinned(): boolean {
+    return this.#pins.size > 0;
+  }
+
+  /** Pins what a match would find of the pages held: where two hold the same, the one with the key. */
+  pin(): void {
+    for (let i = 0; i < this.#named; i++) {
+      const own = this.#table.get(this.row, i);
+      if (own === NULL_PAGE) continue;
+      this.#pool.name(own, this.text!.key(i), this.priority);
+      const page = this.#pool.index.find(this.text!.key(i))!;
+      if (this.#pins.has(page)) continue;
+      this.#pool.pin(page);
+      this.#pins.add(page);
+    }
+  }
+
+  /** Also after `release`. */
+  unpin(): void {
+    // As pages are given back: the last first, so that it is the first to be evicted.
+    for (const page of [...this.#pins].reverse()) this.#pool.unpin(page);
+    this.#pins.clear();
   }
 
   /** Makes `other`, which is empty, share every page. */
@@ -152,6 +235,7 @@ export class SequencePages {
     other.#length = this.#length;
     other.#count = this.#count;
     other.#firstLive = this.#firstLive;
+    other.#named = this.#named;
   }
 
   /** Gives back every page and the row. */
@@ -163,7 +247,8 @@ export class SequencePages {
 
   #writesSharedPage(): boolean {
     if (this.#length % this.#keep.pageSize === 0) return false;
-    return this.#pool.owners(this.#table.get(this.row, this.#count - 1)) > 1;
+    const page = this.#table.get(this.row, this.#count - 1);
+    return this.#pool.owners(page) + this.#pool.pins(page) > 1;
   }
 
   #releaseEntries(count: number): void {
@@ -173,10 +258,19 @@ export class SequencePages {
     }
   }
 
+  #nameFullPages(): void {
+    if (this.text === null) return;
+    const { pageSize } = this.#keep;
+    const full = Math.floor(Math.min(this.#length, this.text.length) / pageSize);
+    for (; this.#named < full; this.#named++) {
+      const page = this.#table.get(this.row, this.#named);
+      if (page === NULL_PAGE) continue; // left the window before its tokens were told
+      this.#pool.name(page, this.text.key(this.#named), this.priority);
+    }
+  }
+
   #releaseLeftOfWindow(): void {
-    const { pageSize, window, rollbackTokens } = this.#keep;
-    // The leftmost query that may still come stands at length - rollbackTokens.
-    const firstPage = Math.floor(firstInWindow(this.#length - rollbackTokens, window) / pageSize);
+    const firstPage = firstPageHeld(this.#keep, this.#length);
     while (this.#firstLive < firstPage) {
       this.#pool.release(this.#table.get(this.row, this.#firstLive));
       this.#table.set(this.row, this.#firstLive++, NULL_PAGE);
@@ -214,6 +308,38 @@ export class Sequence implements Disposable {
 
   get closed(): boolean {
     return this.isClosed;
+  }
+
+  /** Tokens whose ids are known, from the beginning on: more than `length` where `open` told a prompt to come. */
+  get told(): number {
+    return this.pages.text?.length ?? 0;
+  }
+
+  /**
+   * Tells the ids of committed tokens that `commit` did not know, as where they were sampled on the device: pages that
+   * they fill are found by `cache.open({ tokens })` from now on. Also inside an open step. Throws DISPOSED, and
+   * INVALID_ARGUMENT where `start` is not `told`, or `tokens` end behind `length`.
+   */
+  tell(start: number, tokens: TokenIds): void {
+    this.#ledger.tell(this, start, tokens);
+  }
+
+  /** Between pin and unpin, closed or not. */
+  get pinned(): boolean {
+    return this.pages.pinned;
+  }
+
+  /**
+   * Keeps the full pages that it holds now, as far as their tokens were told, from being evicted after `close`, until
+   * `unpin`. Called again it adds those that were filled since. Throws DISPOSED.
+   */
+  pin(): void {
+    this.#ledger.pin(this);
+  }
+
+  /** Ends `pin`, also after `close`. Idempotent. */
+  unpin(): void {
+    this.pages.unpin();
   }
 
   /**

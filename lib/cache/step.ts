@@ -25,9 +25,10 @@ import {
   type Shortage,
   undo,
 } from "./ledger";
-import { checkRequest, outOfPages } from "./requests";
+import { checkRequest, checkTold, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
 import { StepBatch } from "./step-batch";
+import type { TokenIds } from "./text";
 
 /** What a step uses of its cache. */
 export interface CacheParts {
@@ -40,6 +41,10 @@ export interface CacheParts {
   readonly sinkLogits: Tensor | null;
   /** Throws DISPOSED. */
   live(operation: string): void;
+}
+
+export interface CommitOptions {
+  tokens?: readonly (TokenIds | null)[];
 }
 
 /** Rolls back where dispose() is forgotten: else the sequences would stay BUSY. */
@@ -177,9 +182,13 @@ export class Step implements Disposable {
   /**
    * Counts the planned tokens and gives back the pages wholly left of the window. Throws INVALID_ARGUMENT, changing
    * nothing, where a layer has not been attended.
+   *
+   * @param options.tokens for each sequence the planned token ids, or null. Full pages whose tokens were all told are
+   *   found again by `cache.open({ tokens })`. What `open` told need not be told here, and must not differ.
    */
-  commit(): void {
+  commit(options?: CommitOptions): void {
     const operation = "step.commit";
+    const tokens = checkOptions(operation, options, ["tokens"]).tokens;
     const reservation = this.#expectPlanned(operation);
     this.#cache.device.notCapturing(operation);
     const { numLayers } = this.#cache.layout;
@@ -194,7 +203,10 @@ export class Step implements Disposable {
         "attend every layer, or roll back",
       );
     }
-    reservation.commit();
+    const told = checkTold(operation, this.#requests, tokens);
+    if (this.#plan.reservation !== reservation)
+      throw invalid(operation, "a getter in tokens ended the plan");
+    reservation.commit(told);
     this.#plan.reservation = null;
   }
 
