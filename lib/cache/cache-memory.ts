@@ -6,6 +6,7 @@ import { failure, GqaError } from "../errors";
 import type { Graph } from "../graph";
 import { Memory } from "../memory";
 import { addon, copyPages, type KvArgs, type Ref } from "../native";
+import type { Tensor } from "../tensor";
 import { type CacheLayout, outOfMemory } from "./config";
 import type { TableDevice } from "./ledger";
 import type { PageCopy } from "./sequence";
@@ -133,4 +134,14 @@ export class CacheMemory implements TableDevice {
     this.#pool.release();
     this.#table.release();
   }
+}
+
+/** Where a row of float32 begins. */
+export function rowOf(
+  operation: string,
+  tensor: Tensor,
+  row: number,
+): { id: number; offset: number } {
+  const { id, offset } = tensor.ref(operation, "sinkLogits");
+  return { id, offset: offset + row * tensor.rowStride * 4 };
 }

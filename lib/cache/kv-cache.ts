@@ -20,8 +20,8 @@ export { bytesPerToken, type CacheLayout, type KvCacheConfig } from "./config";
 export type { CacheEvents } from "./events";
 export type { OpenOptions } from "./open-options";
 export type { Sequence } from "./sequence";
-export type { CommitOptions, Step } from "./step";
-export type { TokenIds } from "./text";
+export type { Step } from "./step";
+export type { CommitOptions, TokenIds } from "./text";
 
 export interface CacheStats {
   /**

@@ -15,7 +15,7 @@ import { appendKv, attention, ropeRows } from "../native";
 import { checkGroup, expectAligned, outputArgument, tensorArgument } from "../ops/arguments";
 import type { RopeTable } from "../rope";
 import { Tensor } from "../tensor";
-import { type CacheMemory, placeOf } from "./cache-memory";
+import { type CacheMemory, placeOf, rowOf } from "./cache-memory";
 import type { CacheLayout } from "./config";
 import {
   type Ledger,
@@ -28,7 +28,7 @@ import {
 import { checkRequest, checkTold, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
 import { StepBatch } from "./step-batch";
-import type { TokenIds } from "./text";
+import type { CommitOptions } from "./text";
 
 /** What a step uses of its cache. */
 export interface CacheParts {
@@ -41,10 +41,6 @@ export interface CacheParts {
   readonly sinkLogits: Tensor | null;
   /** Throws DISPOSED. */
   live(operation: string): void;
-}
-
-export interface CommitOptions {
-  tokens?: readonly (TokenIds | null)[];
 }
 
 /** Rolls back where dispose() is forgotten: else the sequences would stay BUSY. */
@@ -401,9 +397,4 @@ export class Step implements Disposable {
     for (const tensor of this.#arena) tensor.dispose();
     this.#arena.clear();
   }
-}
-
-function rowOf(operation: string, tensor: Tensor, row: number): { id: number; offset: number } {
-  const { id, offset } = tensor.ref(operation, "sinkLogits");
-  return { id, offset: offset + row * tensor.rowStride * 4 };
 }

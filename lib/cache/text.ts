@@ -11,6 +11,11 @@ import { setImmediate } from "node:timers/promises";
 /** Ids that a tokenizer gives: integers of 31 bits. */
 export type TokenIds = Int32Array | readonly number[];
 
+export interface CommitOptions {
+  /** The ids of each sequence's planned tokens, in the step's order; null where they stay untold. */
+  tokens?: readonly (TokenIds | null)[];
+}
+
 const KEY_BYTES = 32;
 /** Keys that are hashed before the event loop gets its turn. */
 export const KEYS_AT_ONCE = 1024;
