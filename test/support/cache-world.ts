@@ -1,6 +1,6 @@
-// What stands behind the random programs of the cache's verbs: the ledger, a plain model that keeps every token of every
-// sequence, and a device that is an array of page contents, reached through its own copy of the page table, which only
-// learns what a plan sends. Freed pages are overwritten at once.
+// What stands behind the random programs of the cache's verbs: the ledger, a plain model that keeps every token of
+// every sequence, and a device that is an array of page contents, reached through its own copy of the page table, which
+// only learns what a plan sends. Freed pages are overwritten at once.
 
 import { expect } from "vitest";
 import { Ledger, type LedgerConfig, type Reservation } from "../../lib/cache/ledger";
