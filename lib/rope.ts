@@ -69,6 +69,13 @@ export class RopeTable {
     this.dispose();
   }
 
+  /** @internal A text that two tables share only if they rotate alike. */
+  get identity(): string {
+    return JSON.stringify(this.#frequencies, (_, value: unknown) =>
+      value instanceof Float64Array ? [...value] : value,
+    );
+  }
+
   /** @internal The native arguments. */
   args(operation: string): RopeArgs {
     const f = this.#frequencies;

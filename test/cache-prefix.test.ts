@@ -153,7 +153,7 @@ describe("prefix reuse", () => {
     const books = ledger({ window: 5 });
     const a = put(books, "aaaabbbbccccd");
     expect(entries(a)).toEqual([0, 0, 3, 4]);
-    books.evict(2); // the pages of a and b
+    expect(books.evict(9)).toBe(2); // the pages of a and b
     const b = books.open(0, textOf("aaaabbbbccccx"));
     expect([b.length, entries(b)]).toEqual([12, [0, 0, 3]]);
     expect(found(books, "aaaabbbb.")).toBe(0); // token 8 would see tokens 4 to 8

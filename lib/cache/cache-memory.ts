@@ -2,14 +2,16 @@
 // as tensors, so that a `tidy` around createCache or plan leaves it alone.
 
 import type { Device } from "../device";
+import { dtypeBytes } from "../dtype";
 import { failure, GqaError } from "../errors";
 import type { Graph } from "../graph";
 import { Memory } from "../memory";
-import { addon, copyPages, type KvArgs, type Ref } from "../native";
+import { addon, copyPages, DTYPE_CODE, type KvArgs, type Ref } from "../native";
 import type { Tensor } from "../tensor";
 import { type CacheLayout, outOfMemory } from "./config";
 import type { TableDevice } from "./ledger";
 import type { PageCopy } from "./sequence";
+import type { PageRun } from "./transfer";
 
 /** Where `memory` lies. */
 export function placeOf(memory: Memory, offset: number = 0): Ref {
@@ -96,12 +98,29 @@ export class CacheMemory implements TableDevice {
     });
   }
 
+  /** The bits of pages that lie side by side. */
+  readPages({ layer, first, count }: PageRun): Promise<ArrayBuffer> {
+    const code = DTYPE_CODE[this.#layout.dtype];
+    const elements = (count * this.#layout.pageBytes) / dtypeBytes(this.#layout.dtype);
+    return addon.read(this.#pool.id, this.#offset(layer, first), code, code, elements);
+  }
+
+  /** Reads `bytes` before it returns. */
+  writePages({ layer, first, count }: PageRun, bytes: Uint8Array): void {
+    const code = DTYPE_CODE[this.#layout.dtype];
+    const elements = (count * this.#layout.pageBytes) / dtypeBytes(this.#layout.dtype);
+    addon.upload(this.#pool.id, this.#offset(layer, first), code, bytes, code, elements);
+  }
+
+  #offset(layer: number, page: number): number {
+    return (layer * this.#layout.numPages + page) * this.#layout.pageBytes;
+  }
+
   /** One layer's pages, reached through the table. tableRow: [batchSize] int32. */
   kvArgs(layer: number, tableRow: Ref): KvArgs {
-    const { numPages, pageBytes, pageSize, maxPages, numKvHeads, headDim } = this.#layout;
-    const layerOffset = layer * numPages * pageBytes;
+    const { numPages, pageSize, maxPages, numKvHeads, headDim } = this.#layout;
     return {
-      k: { ...placeOf(this.#pool, layerOffset), stride: headDim },
+      k: { ...placeOf(this.#pool, this.#offset(layer, 0)), stride: headDim },
       v: null,
       stridePage: 2 * numKvHeads * pageSize * headDim,
       totalKv: 0,

@@ -1,5 +1,5 @@
 import { EventEmitter } from "node:events";
-import { checkFloats, checkInt, checkInternal, INT32_MAX, INTERNAL } from "../check";
+import { checkFloats, checkInt, checkInternal, checkOptions, INT32_MAX, INTERNAL } from "../check";
 import type { Device } from "../device";
 import { failure, invalid } from "../errors";
 import { tensorArgument } from "../ops/arguments";
@@ -11,10 +11,17 @@ import type { CacheEvents } from "./events";
 import { drawPages } from "./inspect";
 import { Ledger, type Request, type Shortage } from "./ledger";
 import { checkOpening, checkText, expectShort, type OpenOptions } from "./open-options";
-import { checkRequests, outOfPages } from "./requests";
+import { checkRequests, checkSequence, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
 import { type CacheParts, Step } from "./step";
 import type { Text, TokenIds } from "./text";
+import {
+  checkModel,
+  type LoadOptions,
+  loadSequence,
+  type SaveOptions,
+  saveSequence,
+} from "./transfer";
 
 export { bytesPerToken, type CacheLayout, type KvCacheConfig } from "./config";
 export type { CacheEvents } from "./events";
@@ -22,6 +29,7 @@ export type { OpenOptions } from "./open-options";
 export type { Sequence } from "./sequence";
 export type { Step } from "./step";
 export type { CommitOptions, TokenIds } from "./text";
+export type { LoadOptions, SaveOptions } from "./transfer";
 
 export interface CacheStats {
   /**
@@ -193,6 +201,33 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
   tryPlan(requests: readonly (readonly [Sequence, number])[]): Step | null {
     const step = this.#plan("cache.tryPlan", requests);
     return step instanceof Step ? step : null;
+  }
+
+  /**
+   * The sequence as bytes: keys, values and told tokens, for `load` of this or another cache of the same model, on any
+   * device. BUSY meanwhile; the event loop runs. Throws BUSY, DISPOSED, INVALID_ARGUMENT, OUT_OF_MEMORY of the host.
+   */
+  async save(sequence: Sequence, options?: SaveOptions): Promise<Buffer> {
+    const operation = "cache.save";
+    this.#live(operation);
+    this.device.notCapturing(operation);
+    const model = checkModel(operation, checkOptions(operation, options, ["model"]).model);
+    return saveSequence(operation, this.#parts, checkSequence(operation, sequence), model);
+  }
+
+  /**
+   * A sequence that goes on where the saved one stood. Nothing of it is there before all is checked. Throws
+   * CORRUPT_DATA, saying why, for bytes that are damaged, or saved by a cache of another shape, RoPE or `model`;
+   * OUT_OF_PAGES; BUSY where `maxSequences` are open.
+   */
+  async load(data: Uint8Array, options?: LoadOptions): Promise<Sequence> {
+    const operation = "cache.load";
+    this.#live(operation);
+    const given = checkOptions(operation, options, ["model", "salt", "priority"]);
+    const model = checkModel(operation, given.model);
+    const { salt = "" } = given;
+    const { priority } = checkOpening(operation, this.layout, { salt, priority: given.priority });
+    return loadSequence(operation, this.#parts, data, { model, salt, priority });
   }
 
   stats(): CacheStats {

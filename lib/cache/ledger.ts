@@ -1,13 +1,21 @@
 // The cache's books: which sequences are open, which pages they hold, and reservations of more. Pure: what must happen
 // on the device is asked for through TableDevice, so that all of this is tested without one.
 
-import { checkInt, INTERNAL } from "../check";
+import { checkInt, INT32_MAX, INTERNAL } from "../check";
 import { failure, invalid } from "../errors";
+import { firstInWindow } from "../window";
 import type { Notify } from "./events";
 import { PagePool } from "./page-pool";
 import { PageTable } from "./page-table";
 import { checkLateTold } from "./requests";
-import { firstPageHeld, type PageCopy, type Retention, Sequence, SequencePages } from "./sequence";
+import {
+  type Extent,
+  firstPageHeld,
+  type PageCopy,
+  type Retention,
+  Sequence,
+  SequencePages,
+} from "./sequence";
 import type { Text } from "./text";
 
 /** The device's copy of the page table. A method that throws has changed nothing. */
@@ -114,7 +122,7 @@ export class Ledger {
       if (run === count) lead = count;
       if (lead < count && (this.config.window === 0 || lead < sinkPages)) break;
       const first = firstPageHeld(this.config, count * this.config.pageSize);
-      if (lead === count || run >= count - Math.max(first, sinkPages)) best = count;
+      if (lead === count || run >= count - first) best = count;
     }
     return best;
   }
@@ -162,7 +170,7 @@ export class Ledger {
       this.sendChanges();
       this.#device.copyRow(parent.pages.row, child.pages.row, parent.pages.entries.length);
     } catch (error) {
-      this.#end(child);
+      this.abandon(child);
       throw error;
     }
     parent.pages.shareWith(child.pages);
@@ -198,6 +206,50 @@ export class Ledger {
     if (sequence.inStep) throw busy("sequence.close", sequence);
     this.#end(sequence);
     this.#notify("close", { sequence });
+  }
+
+  /** Makes a sequence BUSY without a step; `inStep = false` ends it. */
+  hold(operation: string, sequence: Sequence): void {
+    this.#checkIdle(operation, sequence);
+    sequence.inStep = true;
+  }
+
+  /** Whether some sequence of this cache can have come to this, with so many tokens told. */
+  couldHold({ length, prefixLen, firstLive }: Extent, told: number): boolean {
+    const { pageSize, sinkTokens, window } = this.config;
+    const sinkPages = Math.ceil(sinkTokens / pageSize);
+    const numbers = [length, prefixLen, firstLive];
+    if (numbers.some((n) => !Number.isInteger(n) || n < 0 || n > INT32_MAX)) return false;
+    if (told > (prefixLen > 0 ? 0 : length)) return false;
+    if (length > 0 && length < prefixLen) return false;
+    if (firstLive === sinkPages) return true;
+    const seen = Math.floor(firstInWindow(length, window) / pageSize);
+    return length > sinkPages * pageSize && firstLive > sinkPages && firstLive <= seen;
+  }
+
+  /** A sequence with fresh pages, and BUSY, for what was saved. */
+  restore(
+    operation: string,
+    saved: Extent,
+    text: Text | null,
+    priority: number,
+  ): Sequence | Shortage {
+    const sequence = this.#add(operation, saved.prefixLen, text, priority);
+    const needed = sequence.pages.pagesHeld(saved);
+    const { free, cached, evictions } = this.pool;
+    if (needed > free + cached) {
+      this.#end(sequence);
+      return { needed, free, evictable: cached };
+    }
+    sequence.pages.restore(saved);
+    sequence.inStep = true;
+    this.#noteEvictions(evictions);
+    return sequence;
+  }
+
+  /** Ends a sequence that nobody has seen. */
+  abandon(sequence: Sequence): void {
+    if (!sequence.isClosed) this.#end(sequence);
   }
 
   /** Every sequence is dead at once; their pages go with the cache. */
@@ -342,7 +394,7 @@ function busy(operation: string, sequence: Sequence): Error {
   return failure(
     "BUSY",
     operation,
-    `sequence ${sequence.id} is in an open step`,
-    "commit, roll back or dispose that step first",
+    `sequence ${sequence.id} is in an open step, or being saved`,
+    "commit, roll back or dispose that step, or await the saving, first",
   );
 }

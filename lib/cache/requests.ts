@@ -16,15 +16,18 @@ export function checkRequests(operation: string, requests: unknown): Request[] {
       throw invalid(operation, `requests[${b}] expected [sequence, tokens], got ${show(pair)}`);
     }
     const [sequence, tokens] = pair as unknown[]; // read once: a getter may answer otherwise next time
-    if (!(sequence instanceof Sequence)) {
-      throw invalid(
-        operation,
-        `requests[${b}][0] expected a Sequence, got ${show(sequence)}`,
-        "make one with cache.open()",
-      );
-    }
-    return checkRequest(operation, sequence, tokens);
+    return checkRequest(operation, checkSequence(operation, sequence, `requests[${b}][0]`), tokens);
   });
+}
+
+export function checkSequence(
+  operation: string,
+  sequence: unknown,
+  name: string = "sequence",
+): Sequence {
+  if (sequence instanceof Sequence) return sequence;
+  const what = `${name} expected a Sequence, got ${show(sequence)}`;
+  throw invalid(operation, what, "make one with cache.open()");
 }
 
 export function checkRequest(operation: string, sequence: Sequence, tokens: unknown): Request {

@@ -30,6 +30,13 @@ export interface Retention {
   readonly rollbackTokens: number;
 }
 
+/** A sequence as far as its pages go. */
+export interface Extent {
+  readonly length: number;
+  readonly prefixLen: number;
+  readonly firstLive: number;
+}
+
 /** The first page, sinks apart, that a sequence of `length` tokens holds: all later queries' windows begin there. */
 export function firstPageHeld(keep: Retention, length: number): number {
   const { pageSize, window, rollbackTokens } = keep;
@@ -91,6 +98,11 @@ export class SequencePages {
   /** Tokens reserved beyond `length`. */
   get reserved(): number {
     return this.#reserved;
+  }
+
+  /** The first page behind the sinks that is not the null page. */
+  get firstLive(): number {
+    return this.#firstLive;
   }
 
   /** Page ids, the null page included. */
@@ -202,6 +214,23 @@ export class SequencePages {
     }
     this.#count = this.#named = count;
     this.#length = count * pageSize;
+  }
+
+  /** Pages of a sequence of `length` tokens that has given back those from the sinks to firstLive. */
+  pagesHeld({ length, firstLive }: Extent): number {
+    const count = Math.ceil(length / this.#keep.pageSize);
+    return Math.min(count, this.#sinkPages) + Math.max(0, count - firstLive);
+  }
+
+  /** Takes fresh pages for all that a saved sequence held. This one is empty; the caller has checked pagesHeld. */
+  restore({ length, firstLive }: Extent): void {
+    this.#firstLive = firstLive;
+    const count = Math.ceil(length / this.#keep.pageSize);
+    for (; this.#count < count; this.#count++) {
+      const held = this.#count < this.#sinkPages || this.#count >= firstLive;
+      this.#table.set(this.row, this.#count, held ? this.#pool.allocate() : NULL_PAGE);
+    }
+    this.#length = length;
   }
 
   get pinned(): boolean {

@@ -1,0 +1,72 @@
+// Random programs of the cache's verbs, and their checks.
+
+import fc from "fast-check";
+import { type Op, World } from "./cache-world";
+
+const index = fc.nat(1000);
+const operation: fc.Arbitrary<Op> = fc.oneof(
+  {
+    weight: 5,
+    arbitrary: fc.record({
+      kind: fc.constant("open" as const),
+      salt: fc.constantFrom("a", "a", "a", "b"),
+      like: index,
+      cut: fc.nat(3),
+      more: fc.array(fc.nat(1), { maxLength: 9 }),
+      priority: fc.nat(2),
+    }),
+  },
+  {
+    weight: 8,
+    arbitrary: fc.record({
+      kind: fc.constant("plan" as const),
+      who: fc.array(index, { minLength: 1, maxLength: 3 }),
+      tokens: fc.array(fc.integer({ min: 1, max: 9 }), { minLength: 3, maxLength: 3 }),
+      ids: index,
+      commit: fc.constantFrom(true, true, false),
+      tell: fc.constantFrom(true, true, true, false),
+    }),
+  },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant("fork" as const), who: index }) },
+  { weight: 2, arbitrary: fc.record({ kind: fc.constant("close" as const), who: index }) },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constantFrom("pin", "unpin", "tell", "load"), who: index }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constant("evict" as const), count: fc.nat(4) }),
+  },
+  {
+    weight: 2,
+    arbitrary: fc.record({
+      kind: fc.constant("truncate" as const),
+      who: index,
+      by: fc.nat(12),
+    }),
+  },
+);
+
+const settings = fc.record({
+  pageSize: fc.constantFrom(1, 2, 4),
+  window: fc.constantFrom(0, 1, 2, 3, 5, 8),
+  sinkTokens: fc.nat(5),
+  rollbackTokens: fc.nat(4),
+  numPages: fc.integer({ min: 2, max: 40 }),
+  maxSequences: fc.integer({ min: 1, max: 6 }),
+});
+
+/** Runs so many programs; a failure names its seed. */
+export function checkPrograms(numRuns: number): void {
+  fc.assert(
+    fc.property(settings, fc.array(operation, { minLength: 5, maxLength: 60 }), (chosen, ops) => {
+      const world = new World(chosen);
+      for (const op of ops) {
+        world.run(op);
+        world.check();
+      }
+      world.end();
+    }),
+    { numRuns },
+  );
+}
