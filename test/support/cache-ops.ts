@@ -30,15 +30,18 @@ const operation: fc.Arbitrary<Op> = fc.oneof(
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("fork" as const), who: index }) },
   { weight: 2, arbitrary: fc.record({ kind: fc.constant("close" as const), who: index }) },
   {
-    weight: 1,
-    arbitrary: fc.record({ kind: fc.constantFrom("pin", "unpin", "tell", "load"), who: index }),
+    weight: 3,
+    arbitrary: fc.record({
+      kind: fc.constantFrom("pin", "pin", "unpin", "tell", "load"),
+      who: index,
+    }),
   },
   {
     weight: 1,
     arbitrary: fc.record({ kind: fc.constant("evict" as const), count: fc.nat(4) }),
   },
   {
-    weight: 2,
+    weight: 4,
     arbitrary: fc.record({
       kind: fc.constant("truncate" as const),
       who: index,
@@ -49,7 +52,7 @@ const operation: fc.Arbitrary<Op> = fc.oneof(
 
 const settings = fc.record({
   pageSize: fc.constantFrom(1, 2, 4),
-  window: fc.constantFrom(0, 1, 2, 3, 5, 8),
+  window: fc.constantFrom(0, 0, 0, 1, 2, 3, 5, 8),
   sinkTokens: fc.nat(5),
   rollbackTokens: fc.nat(4),
   numPages: fc.integer({ min: 2, max: 40 }),
@@ -59,7 +62,7 @@ const settings = fc.record({
 /** Runs so many programs; a failure names its seed. */
 export function checkPrograms(numRuns: number): void {
   fc.assert(
-    fc.property(settings, fc.array(operation, { minLength: 5, maxLength: 60 }), (chosen, ops) => {
+    fc.property(settings, fc.array(operation, { minLength: 20, maxLength: 80 }), (chosen, ops) => {
       const world = new World(chosen);
       for (const op of ops) {
         world.run(op);
