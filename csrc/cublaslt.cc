@@ -218,8 +218,8 @@ bool CublasLt::linear(const LinearParams& params, void* workspace, cudaStream_t 
   if (params.dtype != params.out_dtype && (params.bias != nullptr || params.residual != nullptr))
     return false;
   const bool adds = params.residual != nullptr;
-  // Where rows are not whole 16-byte units, cuBLASLt 13's kernels for 16-bit results round the product
-  // before they add to it.
+  // Where rows are not whole 16-byte units, 31 % of cuBLASLt 13's 16-bit results with a residual are
+  // not the sum rounded once (docs/gpu-runs.md).
   const bool whole = params.in_features % 8 == 0 && params.out_features % 8 == 0;
   if (adds && !whole && params.out_dtype != DType::kFloat32) return false;
   const size_t copied = CublasLt::workspace(params);
