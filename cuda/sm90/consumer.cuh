@@ -4,6 +4,7 @@
 #pragma once
 
 #include "../softmax.h"
+#include "../tile/tanh.cuh"
 #include "../tile/wgmma.cuh"
 #include "producer.cuh"
 
@@ -36,6 +37,10 @@ struct Consumer {
   float rO[kHeadDim / 2];        // [64, kHeadDim] output, unnormalised
   uint32_t rP[kTileKv / 16][4];  // [64, kTileKv] probabilities, as operand A
   SoftmaxState state[2];         // sum: this thread's share of the row
+  float factor[2];               // what rO's rows must still be multiplied by
+
+  RingIndex<Traits::kKStages> k;
+  RingIndex<Traits::kVStages> v;
 
   __device__ __forceinline__ void take_turn() {
     if constexpr (Traits::kConfig.ping_pong) ptx::named_barrier_sync(kTurnBarrier + warpgroup, 256);
@@ -71,16 +76,25 @@ struct Consumer {
   }
 
   // Probabilities of masked keys are 0, but 0 * NaN is NaN: value rows beyond the sequence may hold
-  // anything. Both warpgroups write the same zeros.
-  __device__ __forceinline__ void clear_tail(int v_slot, int32_t first_key, int32_t kv_len) {
-    const int32_t first_row = kv_len - first_key;
-    if (first_row >= kTileKv) return;
+  // anything. Only the last tile of keys has any. Both warpgroups write the same zeros.
+  __device__ __forceinline__ void clear_tail(int v_slot, uint32_t v_parity, int32_t first_row) {
+    barrier_wait(shared.v_full[v_slot], v_parity);
     for (int half = 0; half < Traits::kHalves; ++half) {
       uint4* rows = reinterpret_cast<uint4*>(&shared.v[v_slot].data[half][first_row][0]);
       for (int i = thread; i < (kTileKv - first_row) * 8; i += 128) rows[i] = uint4{0, 0, 0, 0};
     }
     fence_async_proxy();
     ptx::named_barrier_sync(kWarpgroupBarrier + warpgroup, 128);
+  }
+
+  // Bit j: whether the row sees the j-th of this thread's keys, key + j / 2 * 8 + j % 2.
+  __device__ __forceinline__ static uint32_t visible_bits(const KeyRange& row, int32_t key) {
+    const auto below = [key](int32_t end) {
+      const int32_t keys = max_i32(end - key, 0);
+      const int32_t bits = keys / 8 * 2 + min_i32(keys % 8, 2);
+      return bits < 32 ? (1u << bits) - 1 : 0xffffffff;
+    };
+    return (below(row.hi) & ~below(row.lo)) | below(row.sink_end);
   }
 
   __device__ __forceinline__ void begin_tile(const WorkTile& work) {
@@ -97,19 +111,17 @@ struct Consumer {
     for (int i = 0; i < kHeadDim / 2; ++i) rO[i] = 0.0f;
   }
 
-  // Scores to probabilities in place; factor[r] is what rO's row must be multiplied by.
-  __device__ __forceinline__ void softmax(int32_t first_key, float (&factor)[2]) {
+  // Scores to logits in units of 1 / scale, which is returned: capped where the program says so, and
+  // -infinity where a row does not see the key.
+  __device__ __forceinline__ float logits(int32_t first_key) {
     float scale = params.sm_scale * kLog2E;
     if (params.soft_cap > 0.0f) {
-      const float inner = 2.0f * kLog2E * params.sm_scale / params.soft_cap;
+      const float inner = params.sm_scale / params.soft_cap;
 #pragma unroll
-      for (int i = 0; i < kTileKv / 2; ++i) {
-        // tanh(x) = 1 - 2 / (e^2x + 1), exact at both ends.
-        rS[i] = params.soft_cap * (1.0f - __fdividef(2.0f, ptx::exp2_approx(rS[i] * inner) + 1.0f));
-      }
+      for (int i = 0; i < kTileKv / 2; ++i) rS[i] = params.soft_cap * tanh_approx(rS[i] * inner);
       scale = kLog2E;
     } else if (params.sm_scale <= 0.0f) {
-      // The maximum below is taken before scaling, which needs a positive factor.
+      // The maximum is taken before scaling, which needs a positive factor.
 #pragma unroll
       for (int i = 0; i < kTileKv / 2; ++i) rS[i] *= params.sm_scale;
       scale = kLog2E;
@@ -117,11 +129,20 @@ struct Consumer {
     if (!tile_is_full(common, first_key, kTileKv)) {
       const int32_t key = first_key + thread % 4 * 2;
 #pragma unroll
-      for (int i = 0; i < kTileKv / 2; ++i) {
-        // i = 4 * (8-key chunk) + 2 * row + key
-        if (!row_keys[i / 2 % 2].contains(key + i / 4 * 8 + i % 2)) rS[i] = minus_infinity();
+      for (int r = 0; r < 2; ++r) {
+        const uint32_t visible = visible_bits(row_keys[r], key);
+#pragma unroll
+        for (int j = 0; j < kTileKv / 4; ++j) {
+          float& s = rS[j / 2 * 4 + 2 * r + j % 2];
+          if ((visible >> j & 1) == 0) s = minus_infinity();
+        }
       }
     }
+    return scale;
+  }
+
+  // Logits to probabilities in place; factor[r] is what rO's row must be multiplied by.
+  __device__ __forceinline__ void softmax(float scale) {
     // Both rows side by side and two partial results each: a chain of 32 dependent maxima or sums
     // per row would leave the warp waiting for its own last instruction most of the time.
     float part[2][2] = {{rS[0], rS[1]}, {rS[2], rS[3]}};
@@ -157,7 +178,7 @@ struct Consumer {
     }
   }
 
-  __device__ __forceinline__ void rescale_output(const float (&factor)[2]) {
+  __device__ __forceinline__ void rescale_output() {
     if constexpr (Traits::kConfig.lazy_rescale) {
       if (!__any_sync(0xffffffff, factor[0] != 1.0f || factor[1] != 1.0f)) return;
     }
@@ -226,10 +247,36 @@ struct Consumer {
     if (thread % 32 == 0) barrier_arrive(empty);
   }
 
+  // Scores of one tile and values of the tile before are in flight together; the softmax of the
+  // former runs behind the latter. kPlain: every row sees every key, a positive scale, no soft cap.
+  template <bool kPlain>
+  __device__ __forceinline__ void step(int q_slot, int32_t first_key, bool last) {
+    barrier_wait(shared.k_full[k.slot], k.parity);
+    take_turn();
+    start_scores(q_slot, k.slot);
+    rescale_output();
+    barrier_wait(shared.v_full[v.slot], v.parity);
+    start_values(v.slot);
+    pass_turn();
+    wgmma_wait<1>();
+    keep_registers(rS);
+    release(shared.k_empty[k.slot]);
+    k.advance();
+    softmax(kPlain ? params.sm_scale * kLog2E : logits(first_key));
+    keep_registers(rS);
+    // Waiting for the next keys here ends a basic block: inside one, ptxas would move the wait for
+    // the values up, above the softmax that should hide them.
+    if (!last) barrier_wait(shared.k_full[k.slot], k.parity);
+    wgmma_wait<0>();
+    keep_registers(rO);
+    release(shared.v_empty[v.slot]);
+    v.advance();
+    pack_probabilities();
+  }
+
   __device__ __forceinline__ void run() {
     RingIndex<Traits::kQStages> q;
-    RingIndex<Traits::kKStages> k;
-    RingIndex<Traits::kVStages> v;
+    const bool plain = params.soft_cap == 0.0f && params.sm_scale > 0.0f;
     if (warpgroup == Traits::kConsumers - 1) pass_turn();
     for (;;) {
       barrier_wait(shared.q_full[q.slot], q.parity);
@@ -238,46 +285,32 @@ struct Consumer {
       const WorkTile work = decode_work(params, schedule, index);
       begin_tile(work);
       const TileRange tiles(work.keys, kTileKv);
-      float factor[2];
 
       int32_t i = tiles.count() - 1;
       if (i >= 0) {
+        const int32_t first_key = tiles.key(i);
         barrier_wait(shared.k_full[k.slot], k.parity);
         start_scores(q.slot, k.slot);
         wgmma_wait<0>();
         keep_registers(rS);
         release(shared.k_empty[k.slot]);
         k.advance();
-        softmax(tiles.key(i), factor);
+        softmax(logits(first_key));
         pack_probabilities();
+        const int32_t valid = work.sequence.kv_len - first_key;
+        if (valid < kTileKv) clear_tail(v.slot, v.parity, valid);
       }
-      // Scores of tile i and values of tile i + 1 are in flight together; the softmax of tile i
-      // runs behind the latter. Peeled, not branched: the compiler must see each product meet its
-      // wait.
-      for (--i; i >= 0; --i) {
-        barrier_wait(shared.k_full[k.slot], k.parity);
-        take_turn();
-        start_scores(q.slot, k.slot);
-        barrier_wait(shared.v_full[v.slot], v.parity);
-        clear_tail(v.slot, tiles.key(i + 1), work.sequence.kv_len);
-        start_values(v.slot);
-        pass_turn();
-        wgmma_wait<1>();
-        keep_registers(rS);
-        release(shared.k_empty[k.slot]);
-        k.advance();
-        softmax(tiles.key(i), factor);
-        keep_registers(rS);  // else the compiler sinks the softmax below the wait it should hide
-        wgmma_wait<0>();
-        keep_registers(rO);
-        release(shared.v_empty[v.slot]);
-        v.advance();
-        rescale_output(factor);
-        pack_probabilities();
+      for (--i; i >= 0;) {
+        for (; i >= 0 && !(plain && tile_is_full(common, tiles.key(i), kTileKv)); --i) {
+          step<false>(q.slot, tiles.key(i), i == 0);
+        }
+        for (; i >= 0 && plain && tile_is_full(common, tiles.key(i), kTileKv); --i) {
+          step<true>(q.slot, tiles.key(i), i == 0);
+        }
       }
       if (tiles.count() > 0) {
+        rescale_output();
         barrier_wait(shared.v_full[v.slot], v.parity);
-        clear_tail(v.slot, tiles.key(0), work.sequence.kv_len);
         start_values(v.slot);
         wgmma_wait<0>();
         keep_registers(rO);

@@ -10,6 +10,7 @@
 #include "../softmax.h"
 #include "ptx.cuh"
 #include "smem.cuh"
+#include "tanh.cuh"
 
 namespace flash_gqa::cuda {
 
@@ -45,14 +46,7 @@ struct MmaMath {
   __device__ bool leads_row() const { return lane % 4 == 0; }
   // The probabilities are rounded to 16 bits next, so the raw instruction is accurate enough.
   __device__ static float exp2(float x) { return ptx::exp2_approx(x); }
-  // Within 3e-6 of x, relatively; near 0, where 1 - 2 / (e^2x + 1) cancels, from the series.
-  // tanh.approx would be off by 2^-11.
-  __device__ static float tanh(float x) {
-    const float e = ptx::exp2_approx(x * (2.0f * kLog2E));
-    const float far = fmaf(-2.0f, ptx::reciprocal_approx(e + 1.0f), 1.0f);
-    const float near = fmaf(x * x, x * (-1.0f / 3.0f), x);
-    return fabsf(x) < 0.04f ? near : far;
-  }
+  __device__ static float tanh(float x) { return tanh_approx(x); }
 
   // s += q k^T, with q [kTileQ, kHeadDim] and k [kTileKv, kHeadDim]: anything with address() and
   // move().
