@@ -14,6 +14,22 @@ namespace flash_gqa::cuda::sm90 {
 constexpr int kTurnBarrier = 1;       // + warpgroup: its turn at the tensor cores
 constexpr int kWarpgroupBarrier = 5;  // + warpgroup: its own 128 threads
 
+// A 4x4 transpose of words among 4 neighbouring lanes: word[i] of lane j becomes word[j] of lane i.
+__device__ __forceinline__ void transpose_quad(uint32_t (&word)[4], int lane) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool odd = (lane & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (i & bit) continue;
+      uint32_t& low = word[i];
+      uint32_t& high = word[i | bit];
+      const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? low : high, bit);
+      (odd ? low : high) = other;
+    }
+  }
+}
+
 template <class Traits>
 struct Consumer {
   using T = typename Traits::T;
@@ -28,8 +44,10 @@ struct Consumer {
   const int warpgroup;  // 0 .. kConsumers - 1
   const int thread;     // 0 .. 127
 
-  // This thread's two rows of the tile.
-  int32_t row_index[2];
+  // This thread's two rows of every tile.
+  int32_t token[2];
+  int32_t head[2];  // in the group
+
   KeyRange row_keys[2];
   KeyRange common;  // what all rows of this warpgroup see
 
@@ -39,6 +57,7 @@ struct Consumer {
   SoftmaxState state[2];         // sum: this thread's share of the row
   float factor[2];               // what rO's rows must still be multiplied by
 
+  RingIndex<Traits::kQStages> q;
   RingIndex<Traits::kKStages> k;
   RingIndex<Traits::kVStages> v;
 
@@ -52,35 +71,37 @@ struct Consumer {
   }
 
   // rS = sQ * sK^T, left in flight.
-  __device__ __forceinline__ void start_scores(int q_slot, int k_slot) {
-    const uint64_t q =
-        smem_descriptor(ptx::smem_address(shared.q[q_slot].data) + warpgroup * 64 * 128, 16);
-    const uint64_t k = smem_descriptor(ptx::smem_address(shared.k[k_slot].data), 16);
+  __device__ __forceinline__ void start_scores() {
+    const uint64_t rows =
+        smem_descriptor(ptx::smem_address(shared.q[q.slot].data) + warpgroup * 64 * 128, 16);
+    const uint64_t keys = smem_descriptor(ptx::smem_address(shared.k[k.slot].data), 16);
     wgmma_fence();
 #pragma unroll
     for (int c = 0; c < kHeadDim / 16; ++c) {
       const int half = c / 4, in_half = c % 4 * 32;
-      ScoreProduct::ss(rS, advance(q, half * Traits::kTileQ * 128 + in_half),
-                       advance(k, half * kTileKv * 128 + in_half), c > 0);
+      ScoreProduct::ss(rS, advance(rows, half * Traits::kTileQ * 128 + in_half),
+                       advance(keys, half * kTileKv * 128 + in_half), c > 0);
     }
     wgmma_commit();
   }
 
   // rO += rP * sV, left in flight.
-  __device__ __forceinline__ void start_values(int v_slot) {
-    const uint64_t v = smem_descriptor(ptx::smem_address(shared.v[v_slot].data), kTileKv * 128);
+  __device__ __forceinline__ void start_values() {
+    barrier_wait(shared.v_full[v.slot], v.parity);
+    const uint64_t values =
+        smem_descriptor(ptx::smem_address(shared.v[v.slot].data), kTileKv * 128);
     wgmma_fence();
 #pragma unroll
-    for (int c = 0; c < kTileKv / 16; ++c) ValueProduct::rs(rO, rP[c], advance(v, c * 16 * 128));
+    for (int c = 0; c < kTileKv / 16; ++c) ValueProduct::rs(rO, rP[c], advance(values, c * 16 * 128));
     wgmma_commit();
   }
 
   // Probabilities of masked keys are 0, but 0 * NaN is NaN: value rows beyond the sequence may hold
   // anything. Only the last tile of keys has any. Both warpgroups write the same zeros.
-  __device__ __forceinline__ void clear_tail(int v_slot, uint32_t v_parity, int32_t first_row) {
-    barrier_wait(shared.v_full[v_slot], v_parity);
+  __device__ __forceinline__ void clear_tail(int32_t first_row) {
+    barrier_wait(shared.v_full[v.slot], v.parity);
     for (int half = 0; half < Traits::kHalves; ++half) {
-      uint4* rows = reinterpret_cast<uint4*>(&shared.v[v_slot].data[half][first_row][0]);
+      uint4* rows = reinterpret_cast<uint4*>(&shared.v[v.slot].data[half][first_row][0]);
       for (int i = thread; i < (kTileKv - first_row) * 8; i += 128) rows[i] = uint4{0, 0, 0, 0};
     }
     fence_async_proxy();
@@ -98,15 +119,15 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void begin_tile(const WorkTile& work) {
-    const int32_t first = warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      row_index[r] = first + 8 * r;
-      row_keys[r] = work.mask.row(work.first_token + schedule.token_of(row_index[r]));
+      row_keys[r] = work.mask.row(work.first_token + token[r]);
       state[r] = SoftmaxState{};
     }
     common = work.mask.common(work.first_token + schedule.token_of(warpgroup * 64),
                               work.first_token + schedule.token_of(warpgroup * 64 + 63));
+  }
+  __device__ __forceinline__ void clear_output() {
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) rO[i] = 0.0f;
   }
@@ -186,60 +207,51 @@ struct Consumer {
     for (int i = 0; i < kHeadDim / 2; ++i) rO[i] *= factor[i / 2 % 2];
   }
 
-  // Normalises, and writes o through this warp's own 16 rows of the tile's Q, and lse.
-  __device__ __forceinline__ void store(const WorkTile& work, int q_slot) {
-    const int32_t first_head = work.kv_head * schedule.group_size;
-    const int64_t first_row = work.sequence.q_start + work.first_token;
-    float scale[2];
+  // Where the rows of a tile go.
+  struct Output {
+    int64_t first_row;  // of o and lse
+    int32_t first_head;
+    int32_t tokens;
+  };
+  __device__ __forceinline__ Output output_of(const WorkTile& work) const {
+    return {work.sequence.q_start + static_cast<int64_t>(work.first_token),
+            work.kv_head * schedule.group_size, work.tokens};
+  }
+
+  // Normalises, and writes o straight from the registers: lane t of the 4 that share a row trades
+  // its 2 of every 8 columns for all 8 columns of chunk 4 * i + t.
+  __device__ __forceinline__ void store(const Output& out, SoftmaxState (&finished)[2]) {
+    const int lane = thread % 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float& sum = state[r].sum;
+      float& sum = finished[r].sum;
       sum += __shfl_xor_sync(0xffffffff, sum, 1);
       sum += __shfl_xor_sync(0xffffffff, sum, 2);
-      const int32_t token = schedule.token_of(row_index[r]);
-      const int32_t head = first_head + row_index[r] - token * schedule.group_size;
-      float sink_factor = 1.0f;
-      if (params.sink_logits != nullptr && token < work.tokens) {
-        sink_factor = state[r].add_sink(params.sink_logits[head]);
+      const bool valid = token[r] < out.tokens;
+      const int32_t q_head = out.first_head + head[r];
+      const int64_t row = (out.first_row + token[r]) * params.num_q_heads + q_head;
+      float scale = 1.0f;
+      if (params.sink_logits != nullptr && valid) {
+        scale = finished[r].add_sink(params.sink_logits[q_head]);
       }
-      scale[r] = sink_factor * state[r].inverse_sum();
-      if (params.lse != nullptr && thread % 4 == 0 && token < work.tokens) {
-        params.lse[(first_row + token) * params.num_q_heads + head] = state[r].lse();
-      }
-    }
+      scale *= finished[r].inverse_sum();
+      if (params.lse != nullptr && valid && lane == 0) params.lse[row] = finished[r].lse();
 
-    // Other warps of this warpgroup may still multiply with these rows' neighbours.
-    ptx::named_barrier_sync(kWarpgroupBarrier + warpgroup, 128);
-    const int lane = thread % 32;
-    const int warp_row = warpgroup * 64 + thread / 32 * 16;
+      T* o = static_cast<T*>(params.o) + row * params.head_dim + lane * 8;
 #pragma unroll
-    for (int c = 0; c < kHeadDim / 8; ++c) {
-      // 16-byte chunks are xored with the row, so that neither side meets bank conflicts.
+      for (int i = 0; i < kHeadDim / 32; ++i) {
+        uint32_t word[4];
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = warp_row + lane / 4 + 8 * r;
-        T* chunk = &shared.q[q_slot].data[c / 8][row][(c % 8 ^ row % 8) * 8];
-        reinterpret_cast<uint32_t*>(chunk)[lane % 4] =
-            ptx::pack<T>(rO[4 * c + 2 * r] * scale[r], rO[4 * c + 2 * r + 1] * scale[r]);
+        for (int c = 0; c < 4; ++c) {
+          const float* pair = &rO[16 * i + 4 * c + 2 * r];
+          word[c] = ptx::pack<T>(pair[0] * scale, pair[1] * scale);
+        }
+        transpose_quad(word, lane);
+        if (valid && i * 32 + lane * 8 < params.head_dim) {
+          *reinterpret_cast<uint4*>(o + i * 32) = uint4{word[0], word[1], word[2], word[3]};
+        }
       }
     }
-    __syncwarp();
-    T* o = static_cast<T*>(params.o);
-    constexpr int kChunks = kHeadDim / 8;
-    for (int i = lane; i < 16 * kChunks; i += 32) {
-      const int row = warp_row + i / kChunks;
-      const int c = i % kChunks;
-      const int32_t token = schedule.token_of(row);
-      if (token >= work.tokens || c * 8 >= params.head_dim) continue;
-      const int64_t out_row =
-          (first_row + token) * params.num_q_heads + first_head + row - token * schedule.group_size;
-      *reinterpret_cast<uint4*>(&o[out_row * params.head_dim + c * 8]) =
-          *reinterpret_cast<const uint4*>(
-              &shared.q[q_slot].data[c / 8][row][(c % 8 ^ row % 8) * 8]);
-    }
-    // The copy engine writes the next Q here.
-    fence_async_proxy();
-    __syncwarp();
   }
 
   __device__ __forceinline__ void release(Barrier& empty) {
@@ -247,21 +259,16 @@ struct Consumer {
     if (thread % 32 == 0) barrier_arrive(empty);
   }
 
-  // Scores of one tile and values of the tile before are in flight together; the softmax of the
-  // former runs behind the latter. kPlain: every row sees every key, a positive scale, no soft cap.
-  template <bool kPlain>
-  __device__ __forceinline__ void step(int q_slot, int32_t first_key, bool last) {
-    barrier_wait(shared.k_full[k.slot], k.parity);
-    take_turn();
-    start_scores(q_slot, k.slot);
-    rescale_output();
-    barrier_wait(shared.v_full[v.slot], v.parity);
-    start_values(v.slot);
-    pass_turn();
-    wgmma_wait<1>();
+  // Waits for the scores of the tile of keys at first_key, and turns them into probabilities while
+  // the values of the tile before are multiplied; then waits for those. kPlain: every row sees
+  // every key, a positive scale, no soft cap.
+  template <bool kPlain, int kPending>
+  __device__ __forceinline__ void finish_scores(int32_t first_key, bool last) {
+    wgmma_wait<kPending>();
     keep_registers(rS);
     release(shared.k_empty[k.slot]);
     k.advance();
+    if (last) release(shared.q_empty[q.slot]);
     softmax(kPlain ? params.sm_scale * kLog2E : logits(first_key));
     keep_registers(rS);
     // Waiting for the next keys here ends a basic block: inside one, ptxas would move the wait for
@@ -269,56 +276,102 @@ struct Consumer {
     if (!last) barrier_wait(shared.k_full[k.slot], k.parity);
     wgmma_wait<0>();
     keep_registers(rO);
+  }
+  __device__ __forceinline__ void release_values() {
     release(shared.v_empty[v.slot]);
     v.advance();
+  }
+
+  template <bool kPlain>
+  __device__ __forceinline__ void step(int32_t first_key, bool last) {
+    rescale_output();
+    barrier_wait(shared.k_full[k.slot], k.parity);
+    take_turn();
+    start_scores();
+    start_values();
+    pass_turn();
+    finish_scores<kPlain, 1>(first_key, last);
+    release_values();
     pack_probabilities();
   }
 
   __device__ __forceinline__ void run() {
-    RingIndex<Traits::kQStages> q;
     const bool plain = params.soft_cap == 0.0f && params.sm_scale > 0.0f;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int32_t row = warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * r;
+      token[r] = schedule.token_of(row);
+      head[r] = row - token[r] * schedule.group_size;
+    }
+    Output out{};  // of the tile before, which is stored behind the first scores of this one
+    bool unfinished = false;  // its last values are still to be multiplied
     if (warpgroup == Traits::kConsumers - 1) pass_turn();
     for (;;) {
       barrier_wait(shared.q_full[q.slot], q.parity);
-      const int32_t index = __shfl_sync(0xffffffff, shared.work[q.slot], 0);
-      if (index < 0) break;
-      const WorkTile work = decode_work(params, schedule, index);
-      begin_tile(work);
-      const TileRange tiles(work.keys, kTileKv);
-
-      int32_t i = tiles.count() - 1;
-      if (i >= 0) {
-        const int32_t first_key = tiles.key(i);
-        barrier_wait(shared.k_full[k.slot], k.parity);
-        start_scores(q.slot, k.slot);
-        wgmma_wait<0>();
-        keep_registers(rS);
-        release(shared.k_empty[k.slot]);
-        k.advance();
-        softmax(logits(first_key));
-        pack_probabilities();
-        const int32_t valid = work.sequence.kv_len - first_key;
-        if (valid < kTileKv) clear_tail(v.slot, v.parity, valid);
+      const int32_t index = __shfl_sync(0xffffffff, shared.work[q.slot].index, 0);
+      const int32_t count = __shfl_sync(0xffffffff, shared.work[q.slot].key_tiles, 0);
+      if (count == 0) {
+        if (unfinished) {
+          rescale_output();
+          start_values();
+          wgmma_wait<0>();
+          keep_registers(rO);
+          release_values();
+          unfinished = false;
+        }
+        store(out, state);
+        if (index < 0) break;
+        const WorkTile work = decode_work(params, schedule, index);
+        begin_tile(work);
+        clear_output();
+        out = output_of(work);
+        release(shared.q_empty[q.slot]);
+        q.advance();
+        continue;
       }
+
+      // Two paths, since the compiler must see each product meet its wait.
+      int32_t i = count - 1;
+      WorkTile work;
+      if (unfinished) {
+        rescale_output();
+        barrier_wait(shared.k_full[k.slot], k.parity);
+        take_turn();
+        start_scores();
+        start_values();
+        pass_turn();
+        SoftmaxState finished[2] = {state[0], state[1]};
+        work = decode_work(params, schedule, index);
+        begin_tile(work);
+        finish_scores<false, 1>(TileRange(work.keys, kTileKv).key(i), i == 0);
+        release_values();
+        store(out, finished);
+      } else {
+        store(out, state);
+        work = decode_work(params, schedule, index);
+        begin_tile(work);
+        barrier_wait(shared.k_full[k.slot], k.parity);
+        take_turn();
+        start_scores();
+        pass_turn();
+        finish_scores<false, 0>(TileRange(work.keys, kTileKv).key(i), i == 0);
+      }
+      clear_output();
+      pack_probabilities();
+      const TileRange tiles(work.keys, kTileKv);
+      const int32_t valid_keys = work.sequence.kv_len - tiles.key(i);
+      if (valid_keys < kTileKv) clear_tail(valid_keys);
+      out = output_of(work);
+      unfinished = true;
+
       for (--i; i >= 0;) {
         for (; i >= 0 && !(plain && tile_is_full(common, tiles.key(i), kTileKv)); --i) {
-          step<false>(q.slot, tiles.key(i), i == 0);
+          step<false>(tiles.key(i), i == 0);
         }
         for (; i >= 0 && plain && tile_is_full(common, tiles.key(i), kTileKv); --i) {
-          step<true>(q.slot, tiles.key(i), i == 0);
+          step<true>(tiles.key(i), i == 0);
         }
       }
-      if (tiles.count() > 0) {
-        rescale_output();
-        barrier_wait(shared.v_full[v.slot], v.parity);
-        start_values(v.slot);
-        wgmma_wait<0>();
-        keep_registers(rO);
-        release(shared.v_empty[v.slot]);
-        v.advance();
-      }
-      store(work, q.slot);
-      release(shared.q_empty[q.slot]);
       q.advance();
     }
   }

@@ -45,10 +45,12 @@ __device__ __forceinline__ void produce(typename Traits::SharedStorage& shared,
       work = decode_work(params, schedule, index);
       if (work.tokens <= 0) continue;
     }
+    const TileRange tiles(work.keys, Traits::kTileKv);
 
     barrier_wait(shared.q_empty[q.slot], q.parity ^ 1);
     if (lane == 0) {
-      shared.work[q.slot] = done ? -1 : index;
+      shared.work[q.slot].index = done ? -1 : index;
+      shared.work[q.slot].key_tiles = done ? 0 : tiles.count();
       if (done) {
         barrier_arrive(shared.q_full[q.slot]);
       } else {
@@ -66,7 +68,6 @@ __device__ __forceinline__ void produce(typename Traits::SharedStorage& shared,
 
     const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
                           params.head_dim, params.fault);
-    const TileRange tiles(work.keys, Traits::kTileKv);
     const KvLoader<typename Traits::KvTile> loader{
         source,       work.keys,         work.sequence.kv_start,
         work.kv_head, schedule.box_keys, Traits::kTileKv};

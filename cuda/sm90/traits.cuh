@@ -57,7 +57,7 @@ struct Traits {
   static constexpr int kHalves = KvTile::kHalves;
 
   struct SharedStorage {
-    QTile q[kQStages];  // O leaves through the Q of its tile
+    QTile q[kQStages];
     KvTile k[kKStages];
     KvTile v[kVStages];
     Barrier q_full[kQStages];
@@ -66,7 +66,10 @@ struct Traits {
     Barrier k_empty[kKStages];
     Barrier v_full[kVStages];
     Barrier v_empty[kVStages];
-    int32_t work[kQStages];  // the work index whose Q is in this stage, or -1: no more work
+    struct {
+      int32_t index;      // the work whose Q is in this stage, or -1: no more work
+      int32_t key_tiles;  // that it sees
+    } work[kQStages];
   };
   static constexpr size_t kSharedBytes = sizeof(SharedStorage);
   static_assert(kSharedBytes <= 227 * 1024);
