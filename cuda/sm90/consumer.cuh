@@ -44,11 +44,7 @@ struct Consumer {
   const int warpgroup;  // 0 .. kConsumers - 1
   const int thread;     // 0 .. 127
 
-  // This thread's two rows of every tile.
-  int32_t token[2];
-  int32_t head[2];  // in the group
-
-  KeyRange row_keys[2];
+  WorkTile work;
   KeyRange common;  // what all rows of this warpgroup see
 
   float rS[kTileKv / 2];         // [64, kTileKv] scores of this tile
@@ -118,12 +114,14 @@ struct Consumer {
     return (below(row.hi) & ~below(row.lo)) | below(row.sink_end);
   }
 
-  __device__ __forceinline__ void begin_tile(const WorkTile& work) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      row_keys[r] = work.mask.row(work.first_token + token[r]);
-      state[r] = SoftmaxState{};
-    }
+  // This thread's rows of every tile are row(0) and row(1).
+  __device__ __forceinline__ int32_t row(int r) const {
+    return warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * r;
+  }
+
+  __device__ __forceinline__ void begin_tile(int32_t index) {
+    work = decode_work(params, schedule, index);
+    state[0] = state[1] = SoftmaxState{};
     common = work.mask.common(work.first_token + schedule.token_of(warpgroup * 64),
                               work.first_token + schedule.token_of(warpgroup * 64 + 63));
   }
@@ -137,7 +135,7 @@ struct Consumer {
   __device__ __forceinline__ float logits(int32_t first_key) {
     float scale = params.sm_scale * kLog2E;
     if (params.soft_cap > 0.0f) {
-      const float inner = params.sm_scale / params.soft_cap;
+      const float inner = __fdividef(params.sm_scale, params.soft_cap);
 #pragma unroll
       for (int i = 0; i < kTileKv / 2; ++i) rS[i] = params.soft_cap * tanh_approx(rS[i] * inner);
       scale = kLog2E;
@@ -151,7 +149,8 @@ struct Consumer {
       const int32_t key = first_key + thread % 4 * 2;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const uint32_t visible = visible_bits(row_keys[r], key);
+        const int32_t token = work.first_token + schedule.token_of(row(r));
+        const uint32_t visible = visible_bits(work.mask.row(token), key);
 #pragma unroll
         for (int j = 0; j < kTileKv / 4; ++j) {
           float& s = rS[j / 2 * 4 + 2 * r + j % 2];
@@ -209,42 +208,60 @@ struct Consumer {
 
   // Where the rows of a tile go.
   struct Output {
-    int64_t first_row;  // of o and lse
+    int32_t first_row;  // of o and lse
     int32_t first_head;
     int32_t tokens;
   };
-  __device__ __forceinline__ Output output_of(const WorkTile& work) const {
-    return {work.sequence.q_start + static_cast<int64_t>(work.first_token),
-            work.kv_head * schedule.group_size, work.tokens};
+  __device__ __forceinline__ Output output() const {
+    return {work.sequence.q_start + work.first_token, work.kv_head * schedule.group_size,
+            work.tokens};
   }
 
-  // Normalises, and writes o straight from the registers: lane t of the 4 that share a row trades
-  // its 2 of every 8 columns for all 8 columns of chunk 4 * i + t.
-  __device__ __forceinline__ void store(const Output& out, SoftmaxState (&finished)[2]) {
+  // Row r of the tile in o and lse; only rows with token < tokens exist.
+  __device__ __forceinline__ int32_t token_of(int r) const { return schedule.token_of(row(r)); }
+  __device__ __forceinline__ int32_t head_of(const Output& out, int r) const {
+    return out.first_head + row(r) - token_of(r) * schedule.group_size;
+  }
+  __device__ __forceinline__ int64_t row_of(const Output& out, int r) const {
+    return static_cast<int64_t>(out.first_row + token_of(r)) * params.num_q_heads +
+           head_of(out, r);
+  }
+
+  // All keys are in the state, if not yet in rO: writes lse. scale[r] is what rO's row is to be
+  // multiplied by in the end.
+  __device__ __forceinline__ void finish_state(const Output& out, float (&scale)[2]) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float& sum = state[r].sum;
+      sum += __shfl_xor_sync(0xffffffff, sum, 1);
+      sum += __shfl_xor_sync(0xffffffff, sum, 2);
+      const bool valid = token_of(r) < out.tokens;
+      scale[r] = 1.0f;
+      if (params.sink_logits != nullptr && valid) {
+        scale[r] = state[r].add_sink(params.sink_logits[head_of(out, r)]);
+      }
+      scale[r] *= state[r].inverse_sum();
+      if (params.lse != nullptr && valid && thread % 4 == 0) {
+        params.lse[row_of(out, r)] = state[r].lse();
+      }
+    }
+  }
+
+  // Writes o straight from the registers: lane t of the 4 that share a row trades its 2 of every 8
+  // columns for all 8 columns of chunk 4 * i + t.
+  __device__ __forceinline__ void store(const Output& out, const float (&scale)[2]) {
     const int lane = thread % 4;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float& sum = finished[r].sum;
-      sum += __shfl_xor_sync(0xffffffff, sum, 1);
-      sum += __shfl_xor_sync(0xffffffff, sum, 2);
-      const bool valid = token[r] < out.tokens;
-      const int32_t q_head = out.first_head + head[r];
-      const int64_t row = (out.first_row + token[r]) * params.num_q_heads + q_head;
-      float scale = 1.0f;
-      if (params.sink_logits != nullptr && valid) {
-        scale = finished[r].add_sink(params.sink_logits[q_head]);
-      }
-      scale *= finished[r].inverse_sum();
-      if (params.lse != nullptr && valid && lane == 0) params.lse[row] = finished[r].lse();
-
-      T* o = static_cast<T*>(params.o) + row * params.head_dim + lane * 8;
+      const bool valid = token_of(r) < out.tokens;
+      T* o = static_cast<T*>(params.o) + row_of(out, r) * params.head_dim + lane * 8;
 #pragma unroll
       for (int i = 0; i < kHeadDim / 32; ++i) {
         uint32_t word[4];
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           const float* pair = &rO[16 * i + 4 * c + 2 * r];
-          word[c] = ptx::pack<T>(pair[0] * scale, pair[1] * scale);
+          word[c] = ptx::pack<T>(pair[0] * scale[r], pair[1] * scale[r]);
         }
         transpose_quad(word, lane);
         if (valid && i * 32 + lane * 8 < params.head_dim) {
@@ -297,12 +314,6 @@ struct Consumer {
 
   __device__ __forceinline__ void run() {
     const bool plain = params.soft_cap == 0.0f && params.sm_scale > 0.0f;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int32_t row = warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * r;
-      token[r] = schedule.token_of(row);
-      head[r] = row - token[r] * schedule.group_size;
-    }
     Output out{};  // of the tile before, which is stored behind the first scores of this one
     bool unfinished = false;  // its last values are still to be multiplied
     if (warpgroup == Traits::kConsumers - 1) pass_turn();
@@ -310,6 +321,7 @@ struct Consumer {
       barrier_wait(shared.q_full[q.slot], q.parity);
       const int32_t index = __shfl_sync(0xffffffff, shared.work[q.slot].index, 0);
       const int32_t count = __shfl_sync(0xffffffff, shared.work[q.slot].key_tiles, 0);
+      float scale[2];  // of the tile before
       if (count == 0) {
         if (unfinished) {
           rescale_output();
@@ -319,12 +331,12 @@ struct Consumer {
           release_values();
           unfinished = false;
         }
-        store(out, state);
+        finish_state(out, scale);
+        store(out, scale);
         if (index < 0) break;
-        const WorkTile work = decode_work(params, schedule, index);
-        begin_tile(work);
+        begin_tile(index);
         clear_output();
-        out = output_of(work);
+        out = output();
         release(shared.q_empty[q.slot]);
         q.advance();
         continue;
@@ -332,7 +344,6 @@ struct Consumer {
 
       // Two paths, since the compiler must see each product meet its wait.
       int32_t i = count - 1;
-      WorkTile work;
       if (unfinished) {
         rescale_output();
         barrier_wait(shared.k_full[k.slot], k.parity);
@@ -340,16 +351,15 @@ struct Consumer {
         start_scores();
         start_values();
         pass_turn();
-        SoftmaxState finished[2] = {state[0], state[1]};
-        work = decode_work(params, schedule, index);
-        begin_tile(work);
+        finish_state(out, scale);
+        begin_tile(index);
         finish_scores<false, 1>(TileRange(work.keys, kTileKv).key(i), i == 0);
         release_values();
-        store(out, finished);
+        store(out, scale);
       } else {
-        store(out, state);
-        work = decode_work(params, schedule, index);
-        begin_tile(work);
+        finish_state(out, scale);
+        store(out, scale);
+        begin_tile(index);
         barrier_wait(shared.k_full[k.slot], k.parity);
         take_turn();
         start_scores();
@@ -361,7 +371,7 @@ struct Consumer {
       const TileRange tiles(work.keys, kTileKv);
       const int32_t valid_keys = work.sequence.kv_len - tiles.key(i);
       if (valid_keys < kTileKv) clear_tail(valid_keys);
-      out = output_of(work);
+      out = output();
       unfinished = true;
 
       for (--i; i >= 0;) {

@@ -1,4 +1,4 @@
-// The Hopper forward kernel: one producer warp feeds consumer warpgroups through shared-memory
+// The Hopper forward kernel: two producer warps feed consumer warpgroups through shared-memory
 // rings.
 #pragma once
 
@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < Traits::kQStages; ++i) {
       barrier_init(shared.q_full[i], 1);
-      barrier_init(shared.q_empty[i], 4 * Traits::kConsumers);  // one arrival a warp
+      barrier_init(shared.q_empty[i], 4 * Traits::kConsumers + 1);  // one arrival a warp
     }
     for (int i = 0; i < Traits::kKStages; ++i) {
       barrier_init(shared.k_full[i], 1);
@@ -36,7 +36,9 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   // registers.
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.producer_registers));
-    if (threadIdx.x < 32) produce<Traits>(shared, params, maps, schedule);
+    const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);
+    if (warp == 0) produce_keys<Traits>(shared, params, maps, schedule);
+    if (warp == 1) produce_values<Traits>(shared, params, maps, schedule);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.consumer_registers));
     // Broadcast, so that the compiler knows it is the same in a whole warp: matrix descriptors live

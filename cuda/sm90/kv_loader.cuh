@@ -2,16 +2,17 @@
 #pragma once
 
 #include "../kv_source.h"
-#include "../mask.h"
 #include "../tile/ptx.cuh"
 #include "../tile/tma.cuh"
+#include "schedule.cuh"
 
 namespace flash_gqa::cuda::sm90 {
 
 // A tile as the copy engine writes it with its 128-byte swizzle: column halves of 64 16-bit values,
 // rows of 128 bytes, 16-byte chunks permuted by the row.
-template <class Element, int kRows, int kHeadDim>
+template <class Element, int kTileRows, int kHeadDim>
 struct TmaTile {
+  static constexpr int kRows = kTileRows;
   static constexpr int kHalves = (kHeadDim + 63) / 64;
   static constexpr uint32_t kBytes = kHalves * kRows * 128;
 
@@ -40,20 +41,23 @@ struct KvMaps {
 template <class Tile>
 struct KvLoader {
   const KvSource& source;
-  const KeyRange& keys;  // that at least one row sees
-  int32_t kv_start;
-  int32_t kv_head;
+  const WorkTile& work;
   int32_t box_keys;  // key rows of one box; a tile is a whole number of boxes
-  int32_t tile_keys;
 
+  // Once `dst` is empty.
   __device__ __forceinline__ void load(Tile& dst, const CUtensorMap& map, Barrier& full,
+                                       Barrier& empty, uint32_t empty_parity,
                                        int32_t first_key) const {
-    const int boxes = tile_keys / box_keys;
+    barrier_wait(empty, empty_parity);
+    if (threadIdx.x % 32 == 0) barrier_arrive_expect(full, Tile::kBytes);
+    __syncwarp();
+    const KeyRange& keys = work.keys;
+    const int boxes = Tile::kRows / box_keys;
     for (int i = threadIdx.x % 32; i < boxes * Tile::kHalves; i += 32) {
       const int box = i % boxes;
       const int half = i / boxes;
       const int32_t key = first_key + box * box_keys;
-      int32_t row = kv_start + key;
+      int32_t row = work.sequence.kv_start + key;
       int32_t page = 0;
       if (source.paged()) {
         const bool seen = key < keys.sink_end || (key < keys.hi && key + box_keys > keys.lo);
@@ -61,7 +65,8 @@ struct KvLoader {
         if (page < 0) page = source.num_pages;
         row = key & source.page_mask;
       }
-      tma_load_4d(&dst.data[half][box * box_keys][0], map, full, half * 64, row, kv_head, page);
+      tma_load_4d(&dst.data[half][box * box_keys][0], map, full, half * 64, row, work.kv_head,
+                  page);
     }
   }
 };

@@ -1,5 +1,5 @@
-// The producer warp of the Hopper forward kernel: draws work, and keeps the copy engine ahead of
-// the products.
+// The producer warps of the Hopper forward kernel: they draw work, and keep the copy engine ahead
+// of the products.
 #pragma once
 
 #include "kv_loader.cuh"
@@ -28,13 +28,17 @@ struct RingIndex {
 };
 
 template <class Traits>
-__device__ __forceinline__ void produce(typename Traits::SharedStorage& shared,
-                                        const AttentionParams& params, const TensorMaps& maps,
-                                        const Schedule& schedule) {
+using KvLoaderOf = KvLoader<typename Traits::KvTile>;
+
+// Warp 0: draws work, and loads Q and the keys. The keys of a tile are needed before the values of
+// the tile before, so that the two are not queued behind each other: values have their own warp.
+template <class Traits>
+__device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& shared,
+                                             const AttentionParams& params, const TensorMaps& maps,
+                                             const Schedule& schedule) {
   const int lane = threadIdx.x % 32;
   RingIndex<Traits::kQStages> q;
   RingIndex<Traits::kKStages> k;
-  RingIndex<Traits::kVStages> v;
   for (;;) {
     int32_t index = 0;
     if (lane == 0) index = atomicAdd(&schedule.counters[0], 1);
@@ -68,20 +72,10 @@ __device__ __forceinline__ void produce(typename Traits::SharedStorage& shared,
 
     const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
                           params.head_dim, params.fault);
-    const KvLoader<typename Traits::KvTile> loader{
-        source,       work.keys,         work.sequence.kv_start,
-        work.kv_head, schedule.box_keys, Traits::kTileKv};
-    for (int32_t i = tiles.count() - 1; i >= 0; --i) {
-      barrier_wait(shared.k_empty[k.slot], k.parity ^ 1);
-      if (lane == 0) barrier_arrive_expect(shared.k_full[k.slot], Traits::KvTile::kBytes);
-      __syncwarp();
-      loader.load(shared.k[k.slot], maps.kv.k, shared.k_full[k.slot], tiles.key(i));
-      k.advance();
-      barrier_wait(shared.v_empty[v.slot], v.parity ^ 1);
-      if (lane == 0) barrier_arrive_expect(shared.v_full[v.slot], Traits::KvTile::kBytes);
-      __syncwarp();
-      loader.load(shared.v[v.slot], maps.kv.v, shared.v_full[v.slot], tiles.key(i));
-      v.advance();
+    const KvLoaderOf<Traits> loader{source, work, schedule.box_keys};
+    for (int32_t i = tiles.count() - 1; i >= 0; --i, k.advance()) {
+      loader.load(shared.k[k.slot], maps.kv.k, shared.k_full[k.slot], shared.k_empty[k.slot],
+                  k.parity ^ 1, tiles.key(i));
     }
   }
 
@@ -89,6 +83,30 @@ __device__ __forceinline__ void produce(typename Traits::SharedStorage& shared,
   if (lane == 0 && atomicAdd(&schedule.counters[1], 1) == static_cast<int32_t>(gridDim.x) - 1) {
     schedule.counters[0] = 0;
     schedule.counters[1] = 0;
+  }
+}
+
+// Warp 1.
+template <class Traits>
+__device__ __forceinline__ void produce_values(typename Traits::SharedStorage& shared,
+                                               const AttentionParams& params,
+                                               const TensorMaps& maps, const Schedule& schedule) {
+  RingIndex<Traits::kQStages> q;
+  RingIndex<Traits::kVStages> v;
+  for (;; q.advance()) {
+    barrier_wait(shared.q_full[q.slot], q.parity);
+    const int32_t index = __shfl_sync(0xffffffff, shared.work[q.slot].index, 0);
+    if (threadIdx.x % 32 == 0) barrier_arrive(shared.q_empty[q.slot]);
+    if (index < 0) break;
+    const WorkTile work = decode_work(params, schedule, index);
+    const TileRange tiles(work.keys, Traits::kTileKv);
+    const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
+                          params.head_dim, params.fault);
+    const KvLoaderOf<Traits> loader{source, work, schedule.box_keys};
+    for (int32_t i = tiles.count() - 1; i >= 0; --i, v.advance()) {
+      loader.load(shared.v[v.slot], maps.kv.v, shared.v_full[v.slot], shared.v_empty[v.slot],
+                  v.parity ^ 1, tiles.key(i));
+    }
   }
 }
 
