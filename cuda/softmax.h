@@ -18,14 +18,19 @@ constexpr float kLn2 = 0.6931471805599453f;
 
 GQA_HOST_DEVICE float minus_infinity() { return -__builtin_huge_valf(); }
 
+// How far a maximum may be exceeded before accumulated outputs are rescaled to a new one: most tiles
+// then need no rescaling, and probabilities stay below 2^8, where 16-bit types and sums are as exact
+// as below 1 (FlashAttention-4).
+constexpr float kMaxSlack = 8.0f;
+
 struct SoftmaxState {
-  float max = minus_infinity();  // of the scaled, capped logits, in units of log2
+  float max = minus_infinity();  // of the scaled, capped logits, in units of log2, within the slack
   float sum = 0.0f;
 
   // Takes a tile's maximum in. Returns the factor that the sum and the accumulated output must be
   // multiplied by. A row that has seen nothing keeps factor 1: -inf - -inf would be NaN.
-  GQA_HOST_DEVICE float raise_max(float tile_max) {
-    if (!(tile_max > max)) return 1.0f;
+  GQA_HOST_DEVICE float raise_max(float tile_max, float slack = 0.0f) {
+    if (!(tile_max > max + slack)) return 1.0f;
     const float factor = exp2f(max - tile_max);
     max = tile_max;
     sum *= factor;

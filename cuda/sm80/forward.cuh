@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(T::Math::kThreads, T::kBlocksPerSm)
                             [&](int32_t r) { return work.keys_of_row(r); });
     if (const uint64_t bad_keys = kv.bad_keys(i); bad_keys != 0) mask_keys(s, math, bad_keys);
 
-    update_softmax<Math>(s, state, o);
+    update_softmax<Math>(s, scale.later, state, o);
     math.multiply_pv(o, s, kv.v(i), shared.in.scratch);
   }
   reduce_sums<Math>(state);

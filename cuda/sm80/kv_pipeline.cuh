@@ -22,13 +22,15 @@ struct KvTiles {
   Tile v[T::kStages];  // [kTileKv, kHeadDim]
 };
 
-// Looked-up rows of the tiles to come, and which keys of each tile in flight had an invalid page.
+// Looked-up rows of the tiles to come, which of them are to be copied, and which keys of each tile in
+// flight had an invalid page.
 template <class T>
 struct KeyRows {
   static constexpr int kWords = (T::kTileKv + 31) / 32;
   static_assert(T::kTileKv <= 64);
   static constexpr int kBadSlots = T::kStages + 1;
   alignas(16) KeyRow rows[2][T::kTileKv];
+  uint32_t valid[2][kWords];
   uint32_t bad[kBadSlots][kWords];
 };
 
@@ -73,7 +75,7 @@ struct KvPipeline {
   }
 
  private:
-  // One key per thread: where its rows are, or -1 where no row of the tile sees it.
+  // One key per thread: where its rows are, and whether any row of the tile sees it.
   __device__ void resolve(int32_t i) {
     const int32_t at = threadIdx.x;
     if (i >= work.num_tiles || at >= KeyRows<T>::kWords * 32) return;
@@ -81,9 +83,14 @@ struct KvPipeline {
     const bool visible = at < T::kTileKv && work.visible.contains(key);
     KeyRow row{-1, -1};
     if (visible) row = work.source.row(key);
-    if (at < T::kTileKv) keys.rows[i % 2][at] = row;
-    const uint32_t bad = __ballot_sync(0xffffffffu, visible && row.k < 0);
-    if (at % 32 == 0) keys.bad[i % KeyRows<T>::kBadSlots][at / 32] = bad;
+    const bool valid = visible && row.k >= 0;
+    if (at < T::kTileKv) keys.rows[i % 2][at] = valid ? row : KeyRow{0, 0};
+    const uint32_t valid_keys = __ballot_sync(0xffffffffu, valid);
+    const uint32_t bad_keys = __ballot_sync(0xffffffffu, visible && !valid);
+    if (at % 32 == 0) {
+      keys.valid[i % 2][at / 32] = valid_keys;
+      keys.bad[i % KeyRows<T>::kBadSlots][at / 32] = bad_keys;
+    }
   }
 
   // Rows that nothing sees, and columns beyond head_dim, arrive as zeros: a masked probability of 0
@@ -102,13 +109,18 @@ struct KvPipeline {
       const uint32_t v_to = tiles.v[i % T::kStages].address(first_row, first_chunk);
 #pragma unroll
       for (int rows = 0; rows < T::kTileKv; rows += kPassRows) {
-        const KeyRow row = keys.rows[i % 2][first_row + rows];
+        const int at = first_row + rows;
+        const KeyRow row = keys.rows[i % 2][at];
+        const bool row_valid = keys.valid[i % 2][at / 32] >> at % 32 & 1;
+        const Element* k_from = k + row.k + first_chunk * Tile::kChunk;
+        const Element* v_from = v + row.v + first_chunk * Tile::kChunk;
 #pragma unroll
         for (int chunks = 0; chunks < Tile::kChunks; chunks += kRowThreads) {
-          const int col = (first_chunk + chunks) * Tile::kChunk;
-          const bool valid = row.k >= 0 && col < params.head_dim;
-          ptx::cp_async_16(Tile::move(k_to, rows, chunks), k + (valid ? row.k + col : 0), valid);
-          ptx::cp_async_16(Tile::move(v_to, rows, chunks), v + (valid ? row.v + col : 0), valid);
+          // Where nothing is to be read, the address may be beyond the row.
+          const bool valid =
+              row_valid && (first_chunk + chunks) * Tile::kChunk < params.head_dim;
+          ptx::cp_async_16(Tile::move(k_to, rows, chunks), k_from + chunks * Tile::kChunk, valid);
+          ptx::cp_async_16(Tile::move(v_to, rows, chunks), v_from + chunks * Tile::kChunk, valid);
         }
       }
     }

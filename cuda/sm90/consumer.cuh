@@ -179,23 +179,29 @@ struct Consumer {
       tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));
       factor[r] = state[r].raise_max(tile_max * scale);
       reference[r] = state[r].reference();
-      part[r][0] = part[r][1] = 0.0f;
     }
 #pragma unroll
     for (int i = 0; i < kTileKv / 2; ++i) {
       rS[i] = ptx::exp2_approx(fmaf(rS[i], scale, -reference[i / 2 % 2]));
-      part[i / 2 % 2][i % 2] += rS[i];
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) state[r].sum += part[r][0] + part[r][1];
   }
 
+  // Probabilities to operand A, and into the sums. Not summed beside the exponentials: ptxas would
+  // let each addition wait for an exponential issued just before it.
   __device__ __forceinline__ void pack_probabilities() {
+    float part[2][2] = {};
 #pragma unroll
     for (int c = 0; c < kTileKv / 16; ++c) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) rP[c][i] = ptx::pack<T>(rS[8 * c + 2 * i], rS[8 * c + 2 * i + 1]);
+      for (int i = 0; i < 4; ++i) {
+        const float* pair = &rS[8 * c + 2 * i];
+        rP[c][i] = ptx::pack<T>(pair[0], pair[1]);
+        part[i % 2][0] += pair[0];
+        part[i % 2][1] += pair[1];
+      }
     }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) state[r].sum += part[r][0] + part[r][1];
   }
 
   __device__ __forceinline__ void rescale_output() {

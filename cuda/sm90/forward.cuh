@@ -37,8 +37,11 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.producer_registers));
     const int warp = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x / 32), 0);
-    if (warp == 0) produce_keys<Traits>(shared, params, maps, schedule);
-    if (warp == 1) produce_values<Traits>(shared, params, maps, schedule);
+    if (warp == 0) {
+      produce_keys<Traits>(shared, params, maps, schedule);
+    } else if (warp == 1) {
+      produce_values<Traits>(shared, params, maps, schedule);
+    }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.consumer_registers));
     // Broadcast, so that the compiler knows it is the same in a whole warp: matrix descriptors live

@@ -4,6 +4,8 @@
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
+
 #include "forward.cuh"
 #include "prefill_instance.h"
 
@@ -98,14 +100,18 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, const Device
   const int64_t tiles = total_heads * schedule.tiles_per_head;
   if (tiles == 0) return cudaSuccess;
   if (tiles > 0x7fffffff - 1024) return cudaErrorInvalidValue;  // blocks draw indices past the end
-  schedule.total_heads = static_cast<int32_t>(total_heads);
   schedule.total_tiles = static_cast<int32_t>(tiles);
   const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
   const int64_t kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
-  const int64_t heads = kSectionBytes / (kv_len * params.head_dim * 4 + 1);
-  schedule.heads_per_section = static_cast<int32_t>(heads < 1             ? 1
-                                                    : heads < total_heads ? heads
-                                                                          : total_heads);
+  const int64_t bytes = total_heads * kv_len * params.head_dim * 4;
+  const int64_t sections = std::clamp<int64_t>(bytes / kSectionBytes, 1, total_heads);
+  const auto section_heads = static_cast<int32_t>((total_heads + sections - 1) / sections);
+  schedule.last_section = static_cast<int32_t>((total_heads - 1) / section_heads);
+  schedule.section_heads = Divisor(section_heads);
+  schedule.last_section_heads =
+      Divisor(static_cast<int32_t>(total_heads) - schedule.last_section * section_heads);
+  schedule.section_tiles = Divisor(section_heads * schedule.tiles_per_head);
+  schedule.num_kv_heads = Divisor(params.num_kv_heads);
   schedule.box_keys =
       box_keys(Traits::kTileKv, params.kv.page_table != nullptr ? params.kv.page_size : 0);
 

@@ -27,6 +27,13 @@ struct RingIndex {
   }
 };
 
+// Each block starts with the work of its own index; the rest is drawn from the counter.
+__device__ __forceinline__ int32_t draw_work(const Schedule& schedule) {
+  int32_t drawn = 0;
+  if (threadIdx.x % 32 == 0) drawn = atomicAdd(&schedule.counters[0], 1);
+  return gridDim.x + __shfl_sync(0xffffffff, drawn, 0);
+}
+
 template <class Traits>
 using KvLoaderOf = KvLoader<typename Traits::KvTile>;
 
@@ -37,12 +44,11 @@ __device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& sha
                                              const AttentionParams& params, const TensorMaps& maps,
                                              const Schedule& schedule) {
   const int lane = threadIdx.x % 32;
+  prefetch_map(maps.q);
+  prefetch_map(maps.kv.k);
   RingIndex<Traits::kQStages> q;
   RingIndex<Traits::kKStages> k;
-  for (;;) {
-    int32_t index = 0;
-    if (lane == 0) index = atomicAdd(&schedule.counters[0], 1);
-    index = __shfl_sync(0xffffffff, index, 0);
+  for (int32_t index = blockIdx.x;; index = draw_work(schedule)) {
     const bool done = index >= schedule.total_tiles;
     WorkTile work{};
     if (!done) {
@@ -91,6 +97,7 @@ template <class Traits>
 __device__ __forceinline__ void produce_values(typename Traits::SharedStorage& shared,
                                                const AttentionParams& params,
                                                const TensorMaps& maps, const Schedule& schedule) {
+  prefetch_map(maps.kv.v);
   RingIndex<Traits::kQStages> q;
   RingIndex<Traits::kVStages> v;
   for (;; q.advance()) {

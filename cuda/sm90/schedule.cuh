@@ -6,6 +6,27 @@
 
 namespace flash_gqa::cuda::sm90 {
 
+// Division by a number that only the host knows: a multiplication and a shift on the device, where
+// the instructions of a division would take as long as a third of a tile's products.
+struct Divisor {
+  int32_t value;
+  uint32_t factor;
+  uint32_t shift;
+
+  Divisor() = default;
+  explicit Divisor(int32_t divisor) : value(divisor), factor(0), shift(0) {
+    if (divisor == 1) return;
+    uint32_t bits = 0;
+    while ((int64_t{1} << bits) < divisor) ++bits;
+    factor = static_cast<uint32_t>(((uint64_t{1} << (31 + bits)) + divisor - 1) / divisor);
+    shift = bits - 1;
+  }
+  // n / value for n >= 0.
+  __device__ __forceinline__ int32_t divide(int32_t n) const {
+    return value == 1 ? n : static_cast<int32_t>(__umulhi(n, factor) >> shift);
+  }
+};
+
 // Filled on the host. `counters` are two words, zero between launches: each launch leaves them
 // zero.
 struct Schedule {
@@ -13,8 +34,11 @@ struct Schedule {
   int32_t min_rows;           // sequences of at most this many rows are another launch's
   int32_t tokens_per_tile;    // query tokens of one tile: kTileQ / group_size
   int32_t tiles_per_head;     // ceil(max_q_len / tokens_per_tile)
-  int32_t heads_per_section;  // (sequence, KV head) pairs whose K and V fit in the L2 together
-  int32_t total_heads;        // batch_size * num_kv_heads
+  Divisor section_tiles;
+  Divisor section_heads;  // (sequence, KV head) pairs whose K and V fit in the L2 together
+  Divisor last_section_heads;
+  Divisor num_kv_heads;
+  int32_t last_section;
   int32_t total_tiles;
   int32_t box_keys;  // key rows of one K or V box: a whole page, or a tile
   int32_t group_size;
@@ -40,18 +64,19 @@ __device__ __forceinline__ WorkTile decode_work(const AttentionParams& params,
                                                 const Schedule& schedule, int32_t work) {
   // Within a section, the last tiles of all heads come first: under a causal mask they are the
   // longest, and what is left at the end is short.
-  const int32_t section_tiles = schedule.heads_per_section * schedule.tiles_per_head;
-  const int32_t section = work / section_tiles;
-  const int32_t in_section = work - section * section_tiles;
-  const int32_t first_head = section * schedule.heads_per_section;
-  const int32_t heads = min_i32(schedule.heads_per_section, schedule.total_heads - first_head);
-  const int32_t tile = schedule.tiles_per_head - 1 - in_section / heads;
-  const int32_t head = first_head + in_section % heads;
-  const int32_t b = head / params.num_kv_heads;
+  const int32_t section = schedule.section_tiles.divide(work);
+  const int32_t in_section = work - section * schedule.section_tiles.value;
+  const Divisor& heads =
+      section < schedule.last_section ? schedule.section_heads : schedule.last_section_heads;
+  const int32_t back = heads.divide(in_section);
+  const int32_t tile = schedule.tiles_per_head - 1 - back;
+  const int32_t head =
+      section * schedule.section_heads.value + in_section - back * heads.value;
+  const int32_t b = schedule.num_kv_heads.divide(head);
 
   WorkTile w;
   w.sequence = read_sequence(params.batch, params.kv, b, params.fault);
-  w.kv_head = head - b * params.num_kv_heads;
+  w.kv_head = head - b * schedule.num_kv_heads.value;
   w.first_token = tile * schedule.tokens_per_tile;
   const bool mine =
       static_cast<int64_t>(w.sequence.q_len) * schedule.group_size > schedule.min_rows;

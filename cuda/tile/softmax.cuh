@@ -7,20 +7,26 @@
 
 namespace flash_gqa::cuda {
 
-// Turns q k^T into logits in units of log2: scaled, and capped where soft_cap > 0.
+// Turns q k^T into logits: capped where soft_cap > 0. They are in units of log2 once multiplied by
+// the factor that is left, which is positive, so that it can wait until the maximum is known: then
+// it costs nothing, being part of the subtraction.
 struct LogitScale {
-  float factor;
+  float now;
   float cap;
+  float later;
 
   __device__ LogitScale(float sm_scale, float soft_cap)
-      : factor(soft_cap > 0.0f ? sm_scale / soft_cap : sm_scale * kLog2E), cap(soft_cap * kLog2E) {}
+      : now(soft_cap > 0.0f ? sm_scale / soft_cap : sm_scale > 0.0f ? 1.0f : sm_scale),
+        cap(soft_cap),
+        later(soft_cap > 0.0f || !(sm_scale > 0.0f) ? kLog2E : sm_scale * kLog2E) {}
 
   template <class Math>
   __device__ void apply(float (&s)[Math::kRows][Math::kKeys]) const {
+    if (now == 1.0f && !(cap > 0.0f)) return;
 #pragma unroll
     for (int i = 0; i < Math::kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < Math::kKeys; ++j) s[i][j] *= factor;
+      for (int j = 0; j < Math::kKeys; ++j) s[i][j] *= now;
       if (!(cap > 0.0f)) continue;  // a branch per row: all rows at once would spill
 #pragma unroll
       for (int j = 0; j < Math::kKeys; ++j) s[i][j] = cap * Math::tanh(s[i][j]);
@@ -56,12 +62,15 @@ __device__ void mask_keys(float (&s)[Math::kRows][Math::kKeys], const Math& math
       for (int i = 0; i < Math::kRows; ++i) s[i][j] = minus_infinity();
 }
 
-// One step of the online softmax: s becomes the unnormalised probabilities, o is rescaled to the
-// new maximum. Sums stay per thread until reduce_sums().
+// One step of the online softmax: s, times scale in units of log2, becomes the unnormalised
+// probabilities; o is rescaled where a maximum grew by much. Sums stay per thread until
+// reduce_sums().
 template <class Math>
-__device__ void update_softmax(float (&s)[Math::kRows][Math::kKeys],
+__device__ void update_softmax(float (&s)[Math::kRows][Math::kKeys], float scale,
                                SoftmaxState (&state)[Math::kRows],
                                float (&o)[Math::kRows][Math::kCols]) {
+  float rescale[Math::kRows];
+  bool grew = false;
 #pragma unroll
   for (int i = 0; i < Math::kRows; ++i) {
     float tile_max = s[i][0];
@@ -71,15 +80,20 @@ __device__ void update_softmax(float (&s)[Math::kRows][Math::kKeys],
     for (int lanes = 1; lanes < Math::kLanes; lanes *= 2)
       tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffffu, tile_max, lanes));
 
-    const float rescale = state[i].raise_max(tile_max);
+    rescale[i] = state[i].raise_max(tile_max * scale, kMaxSlack);
+    grew |= rescale[i] != 1.0f;
     const float reference = state[i].reference();
 #pragma unroll
     for (int j = 0; j < Math::kKeys; ++j) {
-      s[i][j] = Math::exp2(s[i][j] - reference);
+      s[i][j] = Math::exp2(fmaf(s[i][j], scale, -reference));
       state[i].sum += s[i][j];
     }
+  }
+  if (!__any_sync(0xffffffffu, grew)) return;
 #pragma unroll
-    for (int j = 0; j < Math::kCols; ++j) o[i][j] *= rescale;
+  for (int i = 0; i < Math::kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < Math::kCols; ++j) o[i][j] *= rescale[i];
   }
 }
 

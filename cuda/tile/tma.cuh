@@ -50,6 +50,10 @@ __device__ __forceinline__ void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+// Brings the map itself close: the first copy would wait for it.
+__device__ __forceinline__ void prefetch_map(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
 __device__ __forceinline__ void tma_load_3d(void* dst, const CUtensorMap& map, Barrier& barrier,
                                             int32_t x, int32_t y, int32_t z) {
   asm volatile(
