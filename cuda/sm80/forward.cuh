@@ -58,7 +58,6 @@ __global__ void __launch_bounds__(T::Math::kThreads, T::kBlocksPerSm)
   kv.start();
 
   const Math math(threadIdx.x);
-  const LogitScale scale(args.params.sm_scale, args.params.soft_cap);
   SoftmaxState state[Math::kRows];
   float o[Math::kRows][Math::kCols] = {};
   for (int32_t i = 0; i < work.num_tiles; ++i) {
@@ -66,13 +65,13 @@ __global__ void __launch_bounds__(T::Math::kThreads, T::kBlocksPerSm)
 
     float s[Math::kRows][Math::kKeys] = {};
     math.multiply_qk(s, shared.in.q, kv.k(i));
-    scale.apply<Math>(s);
+    const float scale = make_logits<Math>(s, args.params.sm_scale, args.params.soft_cap);
     if (!tile_is_full(work.common, work.first_key(i), T::kTileKv))
       mask_rows<T::kTileKv>(s, math, work.first_key(i),
                             [&](int32_t r) { return work.keys_of_row(r); });
     if (const uint64_t bad_keys = kv.bad_keys(i); bad_keys != 0) mask_keys(s, math, bad_keys);
 
-    update_softmax<Math>(s, scale.later, state, o);
+    update_softmax<Math>(s, scale, state, o);
     math.multiply_pv(o, s, kv.v(i), shared.in.scratch);
   }
   reduce_sums<Math>(state);

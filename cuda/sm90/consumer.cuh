@@ -119,11 +119,10 @@ struct Consumer {
     return warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * r;
   }
 
-  __device__ __forceinline__ void begin_tile(int32_t index) {
-    work = decode_work(params, schedule, index);
+  __device__ __forceinline__ void begin_tile() {
+    work = load_uniform(shared.work[q.slot].tile);
+    common = load_uniform(shared.work[q.slot].common[warpgroup]);
     state[0] = state[1] = SoftmaxState{};
-    common = work.mask.common(work.first_token + schedule.token_of(warpgroup * 64),
-                              work.first_token + schedule.token_of(warpgroup * 64 + 63));
   }
   __device__ __forceinline__ void clear_output() {
 #pragma unroll
@@ -150,7 +149,7 @@ struct Consumer {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int32_t token = work.first_token + schedule.token_of(row(r));
-        const uint32_t visible = visible_bits(work.mask.row(token), key);
+        const uint32_t visible = visible_bits(work.mask(params).row(token), key);
 #pragma unroll
         for (int j = 0; j < kTileKv / 4; ++j) {
           float& s = rS[j / 2 * 4 + 2 * r + j % 2];
@@ -325,10 +324,9 @@ struct Consumer {
     if (warpgroup == Traits::kConsumers - 1) pass_turn();
     for (;;) {
       barrier_wait(shared.q_full[q.slot], q.parity);
-      const int32_t index = __shfl_sync(0xffffffff, shared.work[q.slot].index, 0);
-      const int32_t count = __shfl_sync(0xffffffff, shared.work[q.slot].key_tiles, 0);
+      const int32_t count = load_uniform(shared.work[q.slot].key_tiles);
       float scale[2];  // of the tile before
-      if (count == 0) {
+      if (count <= 0) {  // a tile that sees no keys, or the end
         if (unfinished) {
           rescale_output();
           start_values();
@@ -339,8 +337,8 @@ struct Consumer {
         }
         finish_state(out, scale);
         store(out, scale);
-        if (index < 0) break;
-        begin_tile(index);
+        if (count == kNoMoreWork) break;
+        begin_tile();
         clear_output();
         out = output();
         release(shared.q_empty[q.slot]);
@@ -358,14 +356,14 @@ struct Consumer {
         start_values();
         pass_turn();
         finish_state(out, scale);
-        begin_tile(index);
+        begin_tile();
         finish_scores<false, 1>(TileRange(work.keys, kTileKv).key(i), i == 0);
         release_values();
         store(out, scale);
       } else {
         finish_state(out, scale);
         store(out, scale);
-        begin_tile(index);
+        begin_tile();
         barrier_wait(shared.k_full[k.slot], k.parity);
         take_turn();
         start_scores();

@@ -58,9 +58,18 @@ __device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& sha
     const TileRange tiles(work.keys, Traits::kTileKv);
 
     barrier_wait(shared.q_empty[q.slot], q.parity ^ 1);
+    auto& shared_work = shared.work[q.slot];
+    if (lane < Traits::kConsumers) {
+      shared_work.common[lane] =
+          work.mask(params).common(work.first_token + schedule.token_of(lane * 64),
+                                   work.first_token + schedule.token_of(lane * 64 + 63));
+    }
     if (lane == 0) {
-      shared.work[q.slot].index = done ? -1 : index;
-      shared.work[q.slot].key_tiles = done ? 0 : tiles.count();
+      shared_work.tile = work;
+      shared_work.key_tiles = done ? kNoMoreWork : tiles.count();
+    }
+    __syncwarp();
+    if (lane == 0) {
       if (done) {
         barrier_arrive(shared.q_full[q.slot]);
       } else {
@@ -102,10 +111,11 @@ __device__ __forceinline__ void produce_values(typename Traits::SharedStorage& s
   RingIndex<Traits::kVStages> v;
   for (;; q.advance()) {
     barrier_wait(shared.q_full[q.slot], q.parity);
-    const int32_t index = __shfl_sync(0xffffffff, shared.work[q.slot].index, 0);
+    const bool done = load_uniform(shared.work[q.slot].key_tiles) == kNoMoreWork;
+    const WorkTile work = load_uniform(shared.work[q.slot].tile);
+    __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(shared.q_empty[q.slot]);
-    if (index < 0) break;
-    const WorkTile work = decode_work(params, schedule, index);
+    if (done) break;
     const TileRange tiles(work.keys, Traits::kTileKv);
     const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
                           params.head_dim, params.fault);

@@ -1,6 +1,8 @@
 // Which tile a block works on: persistent blocks draw work indices from a counter, longest first.
 #pragma once
 
+#include <cstring>
+
 #include "../kv_source.h"
 #include "../mask.h"
 
@@ -53,12 +55,44 @@ struct Schedule {
 // One tile of work: `tokens` query tokens of one sequence, for all heads of one group.
 struct WorkTile {
   Sequence sequence;
-  Mask mask;
-  KeyRange keys;
+  int32_t prefix_len;
+  KeyRange keys;  // that at least one row sees
   int32_t kv_head;
   int32_t first_token;
   int32_t tokens;  // <= 0: this sequence is shorter; nothing to do
+
+  __device__ __forceinline__ Mask mask(const AttentionParams& params) const {
+    return {sequence.q_len, sequence.kv_len,    params.causal,
+            params.window,  params.sink_tokens, prefix_len};
+  }
 };
+
+constexpr int32_t kNoMoreWork = -1;
+
+// What one warp decodes, and all others read.
+template <int kConsumers>
+struct SharedWork {
+  int32_t key_tiles;  // that the tile visits, or kNoMoreWork
+  WorkTile tile;
+  KeyRange common[kConsumers];  // that all rows of a warpgroup see
+};
+
+// Words that are the same for a whole warp, from shared memory. Each lane loads one, and the rest
+// comes by shuffles: the compiler then knows that they are the same, and keeps them, and what
+// depends on them, in uniform registers.
+template <class Words>
+__device__ __forceinline__ Words load_uniform(const Words& from) {
+  constexpr int kCount = sizeof(Words) / 4;
+  static_assert(sizeof(Words) % 4 == 0 && kCount <= 32);
+  const int lane = threadIdx.x % 32;
+  const int32_t mine = reinterpret_cast<const int32_t*>(&from)[min_i32(lane, kCount - 1)];
+  int32_t words[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) words[i] = __shfl_sync(0xffffffff, mine, i);
+  Words to;
+  memcpy(&to, words, sizeof(Words));
+  return to;
+}
 
 __device__ __forceinline__ WorkTile decode_work(const AttentionParams& params,
                                                 const Schedule& schedule, int32_t work) {
@@ -70,8 +104,7 @@ __device__ __forceinline__ WorkTile decode_work(const AttentionParams& params,
       section < schedule.last_section ? schedule.section_heads : schedule.last_section_heads;
   const int32_t back = heads.divide(in_section);
   const int32_t tile = schedule.tiles_per_head - 1 - back;
-  const int32_t head =
-      section * schedule.section_heads.value + in_section - back * heads.value;
+  const int32_t head = section * schedule.section_heads.value + in_section - back * heads.value;
   const int32_t b = schedule.num_kv_heads.divide(head);
 
   WorkTile w;
@@ -81,13 +114,8 @@ __device__ __forceinline__ WorkTile decode_work(const AttentionParams& params,
   const bool mine =
       static_cast<int64_t>(w.sequence.q_len) * schedule.group_size > schedule.min_rows;
   w.tokens = mine ? min_i32(schedule.tokens_per_tile, w.sequence.q_len - w.first_token) : 0;
-  w.mask = Mask{w.sequence.q_len,
-                w.sequence.kv_len,
-                params.causal,
-                params.window,
-                params.sink_tokens,
-                params.prefix_lens != nullptr ? params.prefix_lens[b] : params.prefix_len};
-  w.keys = w.mask.rows(w.first_token, w.first_token + w.tokens - 1);
+  w.prefix_len = params.prefix_lens != nullptr ? params.prefix_lens[b] : params.prefix_len;
+  w.keys = w.mask(params).rows(w.first_token, w.first_token + w.tokens - 1);
   return w;
 }
 

@@ -66,10 +66,7 @@ struct Traits {
     Barrier k_empty[kKStages];
     Barrier v_full[kVStages];
     Barrier v_empty[kVStages];
-    struct {
-      int32_t index;      // the work whose Q is in this stage, or -1: no more work
-      int32_t key_tiles;  // that it sees
-    } work[kQStages];
+    SharedWork<kConsumers> work[kQStages];  // whose Q is in this stage
   };
   static constexpr size_t kSharedBytes = sizeof(SharedStorage);
   static_assert(kSharedBytes <= 227 * 1024);

@@ -7,32 +7,24 @@
 
 namespace flash_gqa::cuda {
 
-// Turns q k^T into logits: capped where soft_cap > 0. They are in units of log2 once multiplied by
-// the factor that is left, which is positive, so that it can wait until the maximum is known: then
-// it costs nothing, being part of the subtraction.
-struct LogitScale {
-  float now;
-  float cap;
-  float later;
-
-  __device__ LogitScale(float sm_scale, float soft_cap)
-      : now(soft_cap > 0.0f ? sm_scale / soft_cap : sm_scale > 0.0f ? 1.0f : sm_scale),
-        cap(soft_cap),
-        later(soft_cap > 0.0f || !(sm_scale > 0.0f) ? kLog2E : sm_scale * kLog2E) {}
-
-  template <class Math>
-  __device__ void apply(float (&s)[Math::kRows][Math::kKeys]) const {
-    if (now == 1.0f && !(cap > 0.0f)) return;
+// Turns q k^T into logits: capped where soft_cap > 0. Returns the factor that puts them into units
+// of log2. It is positive, so that it can wait until the maximum is known: then it costs nothing,
+// being part of the subtraction.
+template <class Math>
+__device__ __forceinline__ float make_logits(float (&s)[Math::kRows][Math::kKeys], float sm_scale,
+                                             float soft_cap) {
+  if (!(soft_cap > 0.0f) && sm_scale > 0.0f) return sm_scale * kLog2E;
+  const float inner = soft_cap > 0.0f ? sm_scale / soft_cap : sm_scale;
 #pragma unroll
-    for (int i = 0; i < Math::kRows; ++i) {
+  for (int i = 0; i < Math::kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < Math::kKeys; ++j) s[i][j] *= now;
-      if (!(cap > 0.0f)) continue;  // a branch per row: all rows at once would spill
+    for (int j = 0; j < Math::kKeys; ++j) s[i][j] *= inner;
+    if (!(soft_cap > 0.0f)) continue;  // a branch per row: all rows at once would spill
 #pragma unroll
-      for (int j = 0; j < Math::kKeys; ++j) s[i][j] = cap * Math::tanh(s[i][j]);
-    }
+    for (int j = 0; j < Math::kKeys; ++j) s[i][j] = soft_cap * Math::tanh(s[i][j]);
   }
-};
+  return kLog2E;
+}
 
 // keys_of_row(r) says which keys row r of the tile sees. Offsets are taken from the thread's first
 // key, so that each comparison is with a constant.
@@ -79,21 +71,24 @@ __device__ void update_softmax(float (&s)[Math::kRows][Math::kKeys], float scale
 #pragma unroll
     for (int lanes = 1; lanes < Math::kLanes; lanes *= 2)
       tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffffu, tile_max, lanes));
-
     rescale[i] = state[i].raise_max(tile_max * scale, kMaxSlack);
     grew |= rescale[i] != 1.0f;
+  }
+  if (__any_sync(0xffffffffu, grew)) {
+#pragma unroll
+    for (int i = 0; i < Math::kRows; ++i) {
+#pragma unroll
+      for (int j = 0; j < Math::kCols; ++j) o[i][j] *= rescale[i];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < Math::kRows; ++i) {
     const float reference = state[i].reference();
 #pragma unroll
     for (int j = 0; j < Math::kKeys; ++j) {
       s[i][j] = Math::exp2(fmaf(s[i][j], scale, -reference));
       state[i].sum += s[i][j];
     }
-  }
-  if (!__any_sync(0xffffffffu, grew)) return;
-#pragma unroll
-  for (int i = 0; i < Math::kRows; ++i) {
-#pragma unroll
-    for (int j = 0; j < Math::kCols; ++j) o[i][j] *= rescale[i];
   }
 }
 
