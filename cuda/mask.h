@@ -109,6 +109,17 @@ GQA_HOST_DEVICE bool tile_is_full(const KeyRange& common, int32_t first_key, int
          (first_key >= common.lo && first_key + tile <= common.hi);
 }
 
+// How many of the tiles i, i - 1, ... are full.
+GQA_HOST_DEVICE int32_t full_tiles_down(const KeyRange& common, const TileRange& tiles, int32_t i) {
+  const int32_t first_key = tiles.key(i);
+  if (!tile_is_full(common, first_key, tiles.tile)) return 0;
+  if (first_key + tiles.tile <= common.sink_end) return i + 1;
+  if (i < tiles.sink_tiles) return 1;
+  // Those of the band that start at common.lo or later; the sinks' tiles are another run.
+  const int32_t run = (first_key - common.lo) / tiles.tile + 1;
+  return min_i32(run, i + 1 - tiles.sink_tiles);
+}
+
 // Rows of sliceWindow's result: what the query at position kv_len - 1 sees.
 GQA_HOST_DEVICE int32_t slice_window_length(int32_t kv_len, int32_t window, int32_t sink_tokens) {
   const Mask mask{1, kv_len, 1, window, sink_tokens, 0};

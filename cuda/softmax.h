@@ -27,10 +27,13 @@ struct SoftmaxState {
   float max = minus_infinity();  // of the scaled, capped logits, in units of log2, within the slack
   float sum = 0.0f;
 
+  GQA_HOST_DEVICE bool exceeded_by(float tile_max, float slack) const {
+    return tile_max > max + slack;
+  }
   // Takes a tile's maximum in. Returns the factor that the sum and the accumulated output must be
   // multiplied by. A row that has seen nothing keeps factor 1: -inf - -inf would be NaN.
   GQA_HOST_DEVICE float raise_max(float tile_max, float slack = 0.0f) {
-    if (!(tile_max > max + slack)) return 1.0f;
+    if (!exceeded_by(tile_max, slack)) return 1.0f;
     const float factor = exp2f(max - tile_max);
     max = tile_max;
     sum *= factor;

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "../softmax.h"
-#include "../tile/tanh.cuh"
+#include "../tile/mma.cuh"
 #include "../tile/wgmma.cuh"
 #include "producer.cuh"
 
@@ -30,6 +30,9 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&word)[4], int lane) {
   }
 }
 
+// Probabilities of one thread and row stay below this, in every 16-bit type.
+constexpr float kLargeSum = 4096.0f;
+
 template <class Traits>
 struct Consumer {
   using T = typename Traits::T;
@@ -51,7 +54,8 @@ struct Consumer {
   float rO[kHeadDim / 2];        // [64, kHeadDim] output, unnormalised
   uint32_t rP[kTileKv / 16][4];  // [64, kTileKv] probabilities, as operand A
   SoftmaxState state[2];         // sum: this thread's share of the row
-  float factor[2];               // what rO's rows must still be multiplied by
+  float factor[2];                    // what rO's rows must still be multiplied by
+  bool rescale;                       // whether it is not 1
 
   RingIndex<Traits::kQStages> q;
   RingIndex<Traits::kKStages> k;
@@ -120,6 +124,7 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void begin_tile() {
+    rescale = false;
     work = load_uniform(shared.work[q.slot].tile);
     common = load_uniform(shared.work[q.slot].common[warpgroup]);
     state[0] = state[1] = SoftmaxState{};
@@ -134,9 +139,11 @@ struct Consumer {
   __device__ __forceinline__ float logits(int32_t first_key) {
     float scale = params.sm_scale * kLog2E;
     if (params.soft_cap > 0.0f) {
-      const float inner = __fdividef(params.sm_scale, params.soft_cap);
+      float cap = params.soft_cap;
+      asm volatile("" : "+f"(cap));  // else the quotient below is kept in a register throughout
+      const float inner = __fdividef(params.sm_scale, cap);
 #pragma unroll
-      for (int i = 0; i < kTileKv / 2; ++i) rS[i] = params.soft_cap * tanh_approx(rS[i] * inner);
+      for (int i = 0; i < kTileKv / 2; ++i) rS[i] = cap * tanh_approx(rS[i] * inner);
       scale = kLog2E;
     } else if (params.sm_scale <= 0.0f) {
       // The maximum is taken before scaling, which needs a positive factor.
@@ -160,53 +167,87 @@ struct Consumer {
     return scale;
   }
 
-  // Logits to probabilities in place; factor[r] is what rO's row must be multiplied by.
-  __device__ __forceinline__ void softmax(float scale) {
-    // Both rows side by side and two partial results each: a chain of 32 dependent maxima or sums
-    // per row would leave the warp waiting for its own last instruction most of the time.
+  // Raises the maxima to those of this tile, where they grew by much: in most tiles none did. Both rows side by side and two partial maxima each:
+  // a chain of 32 dependent ones per row would leave the warp waiting for its own last instruction.
+  __device__ __forceinline__ void raise_maxima(float scale) {
     float part[2][2] = {{rS[0], rS[1]}, {rS[2], rS[3]}};
 #pragma unroll
     for (int i = 4; i < kTileKv / 2; ++i) {
       float& m = part[i / 2 % 2][i % 2];
       m = fmaxf(m, rS[i]);
     }
-    float reference[2];
+    const float tile_max[2] = {fmaxf(part[0][0], part[0][1]) * scale,
+                               fmaxf(part[1][0], part[1][1]) * scale};
+    rescale = __any_sync(0xffffffff, state[0].exceeded_by(tile_max[0], kMaxSlack) ||
+                                         state[1].exceeded_by(tile_max[1], kMaxSlack));
+    if (!rescale) return;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float tile_max = fmaxf(part[r][0], part[r][1]);
-      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 1));
-      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffff, tile_max, 2));
-      factor[r] = state[r].raise_max(tile_max * scale);
-      reference[r] = state[r].reference();
+      float row_max = fmaxf(tile_max[r], __shfl_xor_sync(0xffffffff, tile_max[r], 1));
+      row_max = fmaxf(row_max, __shfl_xor_sync(0xffffffff, row_max, 2));
+      factor[r] = state[r].raise_max(row_max, kMaxSlack);
     }
+  }
+
+  // Logits to probabilities in place, and their sums over this thread's keys.
+  __device__ __forceinline__ void exponentials(float scale, const float (&reference)[2],
+                                               float (&sum)[2]) {
+    float part[2][2] = {};
 #pragma unroll
     for (int i = 0; i < kTileKv / 2; ++i) {
       rS[i] = ptx::exp2_approx(fmaf(rS[i], scale, -reference[i / 2 % 2]));
+      part[i / 2 % 2][i % 2] += rS[i];
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) sum[r] = part[r][0] + part[r][1];
+  }
+
+  __device__ __forceinline__ void softmax(float scale) {
+    raise_maxima(scale);
+    float sum[2];
+    exponentials(scale, {state[0].reference(), state[1].reference()}, sum);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) state[r].sum += sum[r];
+  }
+
+  // rS once more, by one warp alone: the other warps of the warpgroup may not need it.
+  __device__ __forceinline__ void repeat_scores() {
+    using Math = MmaMath<T, kHeadDim, 4 * Traits::kConsumers, 1, 1, kTileKv>;
+    // Opaque, or what follows from it would be kept in registers throughout the loop.
+    int consumer_thread = warpgroup * 128 + thread;
+    asm volatile("" : "+r"(consumer_thread));
+    float scores[2][kTileKv / 4] = {};
+    Math(consumer_thread).template multiply_qk<1>(scores, shared.q[q.slot], shared.k[k.slot]);
+#pragma unroll
+    for (int i = 0; i < kTileKv / 2; ++i) rS[i] = scores[i / 2 % 2][i / 4 * 2 + i % 2];
+  }
+
+  // The same without a look at the maxima: those of the tiles before will do as long as no sum gets
+  // out of hand. Otherwise, and where nothing was seen before and 2^(s + infinity) is infinite, the
+  // scores are computed once more.
+  __device__ __forceinline__ void softmax_unless_exceeded(float scale) {
+    rescale = false;
+    float sum[2];
+    exponentials(scale, {state[0].max, state[1].max}, sum);
+    if (__any_sync(0xffffffff, sum[0] > kLargeSum || sum[1] > kLargeSum)) {
+      repeat_scores();
+      softmax(scale);
+    } else {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) state[r].sum += sum[r];
     }
   }
 
-  // Probabilities to operand A, and into the sums. Not summed beside the exponentials: ptxas would
-  // let each addition wait for an exponential issued just before it.
   __device__ __forceinline__ void pack_probabilities() {
-    float part[2][2] = {};
 #pragma unroll
     for (int c = 0; c < kTileKv / 16; ++c) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float* pair = &rS[8 * c + 2 * i];
-        rP[c][i] = ptx::pack<T>(pair[0], pair[1]);
-        part[i % 2][0] += pair[0];
-        part[i % 2][1] += pair[1];
-      }
+      for (int i = 0; i < 4; ++i) rP[c][i] = ptx::pack<T>(rS[8 * c + 2 * i], rS[8 * c + 2 * i + 1]);
     }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) state[r].sum += part[r][0] + part[r][1];
   }
 
   __device__ __forceinline__ void rescale_output() {
-    if constexpr (Traits::kConfig.lazy_rescale) {
-      if (!__any_sync(0xffffffff, factor[0] != 1.0f || factor[1] != 1.0f)) return;
-    }
+    if (!rescale) return;
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) rO[i] *= factor[i / 2 % 2];
   }
@@ -288,11 +329,15 @@ struct Consumer {
   __device__ __forceinline__ void finish_scores(int32_t first_key, bool last) {
     wgmma_wait<kPending>();
     keep_registers(rS);
+    if constexpr (kPlain && Traits::kConfig.trust_maxima) {
+      softmax_unless_exceeded(params.sm_scale * kLog2E);
+    } else {
+      softmax(kPlain ? params.sm_scale * kLog2E : logits(first_key));
+    }
+    keep_registers(rS);
     release(shared.k_empty[k.slot]);
     k.advance();
     if (last) release(shared.q_empty[q.slot]);
-    softmax(kPlain ? params.sm_scale * kLog2E : logits(first_key));
-    keep_registers(rS);
     // Waiting for the next keys here ends a basic block: inside one, ptxas would move the wait for
     // the values up, above the softmax that should hide them.
     if (!last) barrier_wait(shared.k_full[k.slot], k.parity);
@@ -307,7 +352,6 @@ struct Consumer {
   template <bool kPlain>
   __device__ __forceinline__ void step(int32_t first_key, bool last) {
     rescale_output();
-    barrier_wait(shared.k_full[k.slot], k.parity);
     take_turn();
     start_scores();
     start_values();
@@ -379,11 +423,12 @@ struct Consumer {
       unfinished = true;
 
       for (--i; i >= 0;) {
-        for (; i >= 0 && !(plain && tile_is_full(common, tiles.key(i), kTileKv)); --i) {
+        const int32_t stop = plain ? i - full_tiles_down(common, tiles, i) : i;
+        if (stop == i) {
           step<false>(tiles.key(i), i == 0);
-        }
-        for (; i >= 0 && plain && tile_is_full(common, tiles.key(i), kTileKv); --i) {
-          step<true>(tiles.key(i), i == 0);
+          --i;
+        } else {
+          for (; i > stop; --i) step<true>(0, i == 0);
         }
       }
       q.advance();

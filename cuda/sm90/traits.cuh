@@ -14,8 +14,8 @@ struct TileConfig {
   int q_stages;   // 2: the next tile's Q arrives while this one is finished
   int k_stages;
   int v_stages;
-  bool lazy_rescale;  // O is left alone where no maximum grew: a vote for each multiplication of
-                      // the whole of O, worth it where O is wide
+  bool trust_maxima;  // tiles that nothing is masked of do not look for their maxima, but trust
+                      // those so far, and repeat the scores where sums say that this was wrong
   bool ping_pong;  // warpgroups take turns at the tensor cores, so that one's softmax hides behind
                    // the other's products
   int producer_registers;
@@ -30,13 +30,13 @@ constexpr TileConfig tile_config(int head_dim) {
     case 64:  // O and S are small: three warpgroups share each K and V tile
       return {128, 3, 2, 2, 2, false, true, 32, 160, "sm90 wgmma 192x128"};
     case 96:  // computed as 96 columns, stored as 128
-      return {128, 2, 2, 2, 2, false, true, 40, 232, "sm90 wgmma 128x128"};
+      return {128, 2, 2, 2, 2, true, true, 40, 232, "sm90 wgmma 128x128"};
     case 128:  // 6 x 32 KB; S 64 + O 64 + P 32 registers
-      return {128, 2, 2, 2, 2, false, true, 40, 232, "sm90 wgmma 128x128"};
+      return {128, 2, 2, 2, 2, true, true, 40, 232, "sm90 wgmma 128x128"};
     case 192:  // Q 48 KB + 4 x 42 KB
-      return {112, 2, 1, 2, 2, true, false, 40, 232, "sm90 wgmma 128x112"};
+      return {112, 2, 1, 2, 2, false, false, 40, 232, "sm90 wgmma 128x112"};
     default:  // 256: Q 64 KB + 4 x 40 KB; O takes 128 registers
-      return {80, 2, 1, 2, 2, true, false, 40, 232, "sm90 wgmma 128x80"};
+      return {80, 2, 1, 2, 2, false, false, 40, 232, "sm90 wgmma 128x80"};
   }
 }
 

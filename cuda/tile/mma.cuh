@@ -24,6 +24,8 @@ struct MmaMath {
   static constexpr int kKeyParts = kKeyWarps;  // softmax states per row
   static constexpr int kTileQ = kRowWarps * kRowTiles * 16;
   static constexpr int kThreads = 32 * kRowWarps * kKeyWarps;
+  // Unrolled further, fragments are fetched so far ahead that 32 rows of 128 columns spill.
+  static constexpr int kQkUnroll = kRowTiles * kHeadDim > 192 ? 4 : kHeadDim / 16;
   static_assert(kWarpKeys % 16 == 0 && kHeadDim % 16 == 0);
 
   struct Scratch {};
@@ -50,12 +52,10 @@ struct MmaMath {
 
   // s += q k^T, with q [kTileQ, kHeadDim] and k [kTileKv, kHeadDim]: anything with address() and
   // move().
-  template <class QTile, class KTile>
+  template <int kUnroll = kQkUnroll, class QTile, class KTile>
   __device__ void multiply_qk(float (&s)[kRows][kKeys], const QTile& q, const KTile& k) const {
     const uint32_t q_at = q.address(warp_row + lane % 16, lane / 16);
     const uint32_t k_at = k.address(key_warp * kWarpKeys + lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    // Unrolled further, fragments are fetched so far ahead that 32 rows of 128 columns spill.
-    constexpr int kUnroll = kRowTiles * kHeadDim > 192 ? 2 : kHeadDim / 16;
 #pragma unroll kUnroll
     for (int d = 0; d < kHeadDim / 16; ++d) {
       uint32_t a[kRowTiles][4];
