@@ -117,8 +117,7 @@ struct KvPipeline {
 #pragma unroll
         for (int chunks = 0; chunks < Tile::kChunks; chunks += kRowThreads) {
           // Where nothing is to be read, the address may be beyond the row.
-          const bool valid =
-              row_valid && (first_chunk + chunks) * Tile::kChunk < params.head_dim;
+          const bool valid = row_valid && (first_chunk + chunks) * Tile::kChunk < params.head_dim;
           ptx::cp_async_16(Tile::move(k_to, rows, chunks), k_from + chunks * Tile::kChunk, valid);
           ptx::cp_async_16(Tile::move(v_to, rows, chunks), v_from + chunks * Tile::kChunk, valid);
         }

@@ -6,6 +6,7 @@
 #include "../softmax.h"
 #include "../tile/mma.cuh"
 #include "../tile/wgmma.cuh"
+#include "fragment.cuh"
 #include "producer.cuh"
 
 namespace flash_gqa::cuda::sm90 {
@@ -13,22 +14,6 @@ namespace flash_gqa::cuda::sm90 {
 // Named hardware barriers. 0 is __syncthreads.
 constexpr int kTurnBarrier = 1;       // + warpgroup: its turn at the tensor cores
 constexpr int kWarpgroupBarrier = 5;  // + warpgroup: its own 128 threads
-
-// A 4x4 transpose of words among 4 neighbouring lanes: word[i] of lane j becomes word[j] of lane i.
-__device__ __forceinline__ void transpose_quad(uint32_t (&word)[4], int lane) {
-#pragma unroll
-  for (int bit = 1; bit <= 2; bit *= 2) {
-    const bool odd = (lane & bit) != 0;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i & bit) continue;
-      uint32_t& low = word[i];
-      uint32_t& high = word[i | bit];
-      const uint32_t other = __shfl_xor_sync(0xffffffff, odd ? low : high, bit);
-      (odd ? low : high) = other;
-    }
-  }
-}
 
 // Probabilities of one thread and row stay below this, in every 16-bit type.
 constexpr float kLargeSum = 4096.0f;
@@ -54,8 +39,8 @@ struct Consumer {
   float rO[kHeadDim / 2];        // [64, kHeadDim] output, unnormalised
   uint32_t rP[kTileKv / 16][4];  // [64, kTileKv] probabilities, as operand A
   SoftmaxState state[2];         // sum: this thread's share of the row
-  float factor[2];                    // what rO's rows must still be multiplied by
-  bool rescale;                       // whether it is not 1
+  float factor[2];               // what rO's rows must still be multiplied by
+  bool rescale;                  // whether it is not 1
 
   RingIndex<Traits::kQStages> q;
   RingIndex<Traits::kKStages> k;
@@ -92,7 +77,8 @@ struct Consumer {
         smem_descriptor(ptx::smem_address(shared.v[v.slot].data), kTileKv * 128);
     wgmma_fence();
 #pragma unroll
-    for (int c = 0; c < kTileKv / 16; ++c) ValueProduct::rs(rO, rP[c], advance(values, c * 16 * 128));
+    for (int c = 0; c < kTileKv / 16; ++c)
+      ValueProduct::rs(rO, rP[c], advance(values, c * 16 * 128));
     wgmma_commit();
   }
 
@@ -108,19 +94,12 @@ struct Consumer {
     ptx::named_barrier_sync(kWarpgroupBarrier + warpgroup, 128);
   }
 
-  // Bit j: whether the row sees the j-th of this thread's keys, key + j / 2 * 8 + j % 2.
-  __device__ __forceinline__ static uint32_t visible_bits(const KeyRange& row, int32_t key) {
-    const auto below = [key](int32_t end) {
-      const int32_t keys = max_i32(end - key, 0);
-      const int32_t bits = keys / 8 * 2 + min_i32(keys % 8, 2);
-      return bits < 32 ? (1u << bits) - 1 : 0xffffffff;
-    };
-    return (below(row.hi) & ~below(row.lo)) | below(row.sink_end);
-  }
-
-  // This thread's rows of every tile are row(0) and row(1).
+  // This thread's rows of every tile are row(0) and row(1). Opaque: they are needed once a tile, and
+  // would else occupy registers, with what follows from them, throughout the loop.
   __device__ __forceinline__ int32_t row(int r) const {
-    return warpgroup * 64 + thread / 32 * 16 + thread % 32 / 4 + 8 * r;
+    int32_t t = thread;
+    asm volatile("" : "+r"(t));
+    return warpgroup * 64 + t / 32 * 16 + t % 32 / 4 + 8 * r;
   }
 
   __device__ __forceinline__ void begin_tile() {
@@ -262,15 +241,12 @@ struct Consumer {
     return {work.sequence.q_start + work.first_token, work.kv_head * schedule.group_size,
             work.tokens};
   }
-
-  // Row r of the tile in o and lse; only rows with token < tokens exist.
-  __device__ __forceinline__ int32_t token_of(int r) const { return schedule.token_of(row(r)); }
-  __device__ __forceinline__ int32_t head_of(const Output& out, int r) const {
-    return out.first_head + row(r) - token_of(r) * schedule.group_size;
-  }
-  __device__ __forceinline__ int64_t row_of(const Output& out, int r) const {
-    return static_cast<int64_t>(out.first_row + token_of(r)) * params.num_q_heads +
-           head_of(out, r);
+  __device__ __forceinline__ OutputRow output_row(const Output& out, int r) const {
+    const int32_t in_tile = row(r);
+    const int32_t token = schedule.token_of(in_tile);
+    const int32_t head = out.first_head + in_tile - token * schedule.group_size;
+    return {static_cast<int64_t>(out.first_row + token) * params.num_q_heads + head, head,
+            token < out.tokens};
   }
 
   // All keys are in the state, if not yet in rO: writes lse. scale[r] is what rO's row is to be
@@ -281,39 +257,19 @@ struct Consumer {
       float& sum = state[r].sum;
       sum += __shfl_xor_sync(0xffffffff, sum, 1);
       sum += __shfl_xor_sync(0xffffffff, sum, 2);
-      const bool valid = token_of(r) < out.tokens;
+      const OutputRow to = output_row(out, r);
       scale[r] = 1.0f;
-      if (params.sink_logits != nullptr && valid) {
-        scale[r] = state[r].add_sink(params.sink_logits[head_of(out, r)]);
+      if (params.sink_logits != nullptr && to.valid) {
+        scale[r] = state[r].add_sink(params.sink_logits[to.head]);
       }
       scale[r] *= state[r].inverse_sum();
-      if (params.lse != nullptr && valid && thread % 4 == 0) {
-        params.lse[row_of(out, r)] = state[r].lse();
-      }
+      if (params.lse != nullptr && to.valid && thread % 4 == 0) params.lse[to.row] = state[r].lse();
     }
   }
-
-  // Writes o straight from the registers: lane t of the 4 that share a row trades its 2 of every 8
-  // columns for all 8 columns of chunk 4 * i + t.
-  __device__ __forceinline__ void store(const Output& out, const float (&scale)[2]) {
-    const int lane = thread % 4;
+  __device__ __forceinline__ void store(const Output& out, const float (&scale)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const bool valid = token_of(r) < out.tokens;
-      T* o = static_cast<T*>(params.o) + row_of(out, r) * params.head_dim + lane * 8;
-#pragma unroll
-      for (int i = 0; i < kHeadDim / 32; ++i) {
-        uint32_t word[4];
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const float* pair = &rO[16 * i + 4 * c + 2 * r];
-          word[c] = ptx::pack<T>(pair[0] * scale[r], pair[1] * scale[r]);
-        }
-        transpose_quad(word, lane);
-        if (valid && i * 32 + lane * 8 < params.head_dim) {
-          *reinterpret_cast<uint4*>(o + i * 32) = uint4{word[0], word[1], word[2], word[3]};
-        }
-      }
+      store_row<T>(rO, r, scale[r], static_cast<T*>(params.o), params.head_dim, output_row(out, r));
     }
   }
 
@@ -369,7 +325,7 @@ struct Consumer {
     for (;;) {
       barrier_wait(shared.q_full[q.slot], q.parity);
       const int32_t count = load_uniform(shared.work[q.slot].key_tiles);
-      float scale[2];  // of the tile before
+      float scale[2];    // of the tile before
       if (count <= 0) {  // a tile that sees no keys, or the end
         if (unfinished) {
           rescale_output();
@@ -377,14 +333,15 @@ struct Consumer {
           wgmma_wait<0>();
           keep_registers(rO);
           release_values();
+          finish_state(out, scale);
+          store(out, scale);
           unfinished = false;
         }
-        finish_state(out, scale);
-        store(out, scale);
         if (count == kNoMoreWork) break;
         begin_tile();
         clear_output();
-        out = output();
+        finish_state(output(), scale);
+        store(output(), scale);
         release(shared.q_empty[q.slot]);
         q.advance();
         continue;
@@ -405,8 +362,6 @@ struct Consumer {
         release_values();
         store(out, scale);
       } else {
-        finish_state(out, scale);
-        store(out, scale);
         begin_tile();
         barrier_wait(shared.k_full[k.slot], k.parity);
         take_turn();

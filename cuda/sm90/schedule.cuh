@@ -33,9 +33,9 @@ struct Divisor {
 // zero.
 struct Schedule {
   int32_t* counters;
-  int32_t min_rows;           // sequences of at most this many rows are another launch's
-  int32_t tokens_per_tile;    // query tokens of one tile: kTileQ / group_size
-  int32_t tiles_per_head;     // ceil(max_q_len / tokens_per_tile)
+  int32_t min_rows;         // sequences of at most this many rows are another launch's
+  int32_t tokens_per_tile;  // query tokens of one tile: kTileQ / group_size
+  int32_t tiles_per_head;   // ceil(max_q_len / tokens_per_tile)
   Divisor section_tiles;
   Divisor section_heads;  // (sequence, KV head) pairs whose K and V fit in the L2 together
   Divisor last_section_heads;
