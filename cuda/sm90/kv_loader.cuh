@@ -1,4 +1,4 @@
-// K and V tiles by tensor copy: dense or paged, one box a lane and 64-column half.
+// K and V tiles by tensor copy: dense or paged, one box a lane for each 64-column half.
 #pragma once
 
 #include "../kv_source.h"
@@ -44,28 +44,29 @@ struct KvLoader {
   const WorkTile& work;
   int32_t box_keys;  // key rows of one box; a tile is a whole number of boxes
 
-  // Once `dst` is empty.
+  // Once `dst` is empty; until then the page is looked up.
   __device__ __forceinline__ void load(Tile& dst, const CUtensorMap& map, Barrier& full,
                                        Barrier& empty, uint32_t empty_parity,
                                        int32_t first_key) const {
-    barrier_wait(empty, empty_parity);
-    if (threadIdx.x % 32 == 0) barrier_arrive_expect(full, Tile::kBytes);
-    __syncwarp();
+    const int lane = threadIdx.x % 32;
     const KeyRange& keys = work.keys;
-    const int boxes = Tile::kRows / box_keys;
-    for (int i = threadIdx.x % 32; i < boxes * Tile::kHalves; i += 32) {
-      const int box = i % boxes;
-      const int half = i / boxes;
-      const int32_t key = first_key + box * box_keys;
-      int32_t row = work.sequence.kv_start + key;
-      int32_t page = 0;
-      if (source.paged()) {
-        const bool seen = key < keys.sink_end || (key < keys.hi && key + box_keys > keys.lo);
-        page = seen ? source.page_of(key) : -1;
-        if (page < 0) page = source.num_pages;
-        row = key & source.page_mask;
-      }
-      tma_load_4d(&dst.data[half][box * box_keys][0], map, full, half * 64, row, work.kv_head,
+    const int32_t key = first_key + lane * box_keys;
+    int32_t row = work.sequence.kv_start + key;
+    int32_t page = 0;
+    const bool mine = lane * box_keys < Tile::kRows;
+    if (mine && source.paged()) {
+      const bool seen = key < keys.sink_end || (key < keys.hi && key + box_keys > keys.lo);
+      page = seen ? source.page_of(key) : -1;
+      if (page < 0) page = source.num_pages;
+      row = key & source.page_mask;
+    }
+    barrier_wait(empty, empty_parity);
+    if (lane == 0) barrier_arrive_expect(full, Tile::kBytes);
+    __syncwarp();
+    if (!mine) return;
+#pragma unroll
+    for (int half = 0; half < Tile::kHalves; ++half) {
+      tma_load_4d(&dst.data[half][lane * box_keys][0], map, full, half * 64, row, work.kv_head,
                   page);
     }
   }

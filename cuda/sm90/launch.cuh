@@ -81,7 +81,7 @@ constexpr int box_keys(int tile_kv, int page_size) {
 }
 
 // K and V of this many bytes stay in the L2 while all tiles that read them run.
-constexpr int64_t kSectionBytes = 32 << 20;
+constexpr int64_t kSectionBytes = 16 << 20;
 
 template <class Traits>
 cudaError_t launch(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device,
