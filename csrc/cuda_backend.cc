@@ -58,6 +58,9 @@ CudaBackend::CudaBackend(int32_t index)
   fault_ = static_cast<int32_t*>(pool_->allocate(kWordBytes));
   context_.check(cudaMemsetAsync(fault_, 0, kWordBytes, stream_.handle), "device");
   traits_.counters = fault_ + 1;
+  merge_places_ = pool_->allocate(cuda::kMergeBytes);
+  context_.check(cudaMemsetAsync(merge_places_, 0xff, cuda::kMergeBytes, stream_.handle), "device");
+  traits_.merge_places = merge_places_;
   uploads_ = std::make_unique<UploadRing>(stream_.handle);
   waiter_ = std::make_unique<CudaWaiter>(context_);
   loader_ = std::make_unique<CudaLoader>(context_);
@@ -80,6 +83,7 @@ CudaBackend::~CudaBackend() {
   loader_ = nullptr;
   waiter_ = nullptr;
   cudaStreamSynchronize(stream_.handle);
+  pool_->release(merge_places_, cuda::kMergeBytes);
   pool_->release(fault_, kWordBytes);
   cublas_ = nullptr;
   uploads_ = nullptr;

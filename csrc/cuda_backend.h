@@ -102,7 +102,8 @@ class CudaBackend : public Backend {
   bool fault_named_ = false;  // with sync_each_: recent_ holds the operation that set the fault
   RecentOperations recent_;
   Stream stream_;
-  int32_t* fault_ = nullptr;  // device memory, of the pool
+  int32_t* fault_ = nullptr;      // device memory, of the pool
+  void* merge_places_ = nullptr;  // likewise
   std::unique_ptr<CublasLt> cublas_;
   std::unique_ptr<CudaBlocks> blocks_;
   std::unique_ptr<Pool> pool_;

@@ -1,0 +1,264 @@
+// Attention of few rows against many keys: K and V are read from memory once, by warps that share
+// nothing while they read, and the parts are merged in the same launch. docs/decode.md has the
+// design, the floors and the log.
+#pragma once
+
+#include "../tile/softmax.cuh"
+#include "division.cuh"
+#include "merge.cuh"
+#include "slabs.cuh"
+
+namespace flash_gqa::cuda::decode {
+
+template <class Element>
+__device__ __forceinline__ const Element* query_row(const DecodeArgs& args, const Pair& pair,
+                                                    int32_t kv_head, int32_t r) {
+  const int32_t token = args.token_of(r);
+  const int32_t head = kv_head * args.group_size + r - token * args.group_size;
+  return static_cast<const Element*>(args.params.q) +
+         (static_cast<int64_t>(pair.sequence.q_start) + token) * args.params.q_stride_token +
+         static_cast<int64_t>(head) * args.params.head_dim;
+}
+
+// The queries of one pair, as operand A of every product with its keys: 16 rows in registers, which
+// leaves shared memory to the keys; 32 rows in shared memory, because registers do not hold them
+// beside their outputs. Columns that do not exist are zeros; rows that do not exist repeat the last.
+template <class T, bool kInRegisters = T::kRowTiles == 1>
+struct Queries {
+  struct Storage {};
+  uint32_t a[T::kRowTiles][T::kHeadDim / 16][4];
+
+  // Any time before the first product: best behind the first keys that are asked for.
+  static constexpr bool kLoadsAlone = true;
+  __device__ void load(Storage&, const DecodeArgs& args, const Pair& pair, int32_t kv_head) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 2 * T::kRowTiles; ++i) {
+      const int32_t r = i / 2 * 16 + i % 2 * 8 + lane / 4;
+      const auto* q = reinterpret_cast<const uint32_t*>(
+          query_row<typename T::Element>(args, pair, kv_head, min_i32(r, pair.rows - 1)) +
+          lane % 4 * 2);
+#pragma unroll
+      for (int c = 0; c < T::kHeadDim / 8; ++c)
+        a[i / 2][c / 2][c % 2 * 2 + i % 2] = c * 8 < args.params.head_dim ? q[c * 4] : 0;
+    }
+  }
+  template <class Math, class KTile>
+  __device__ void multiply(float (&s)[Math::kRows][Math::kKeys], const Math& math,
+                           const KTile& k) const {
+    math.multiply_qk(s, a, k);
+  }
+};
+
+template <class T>
+struct Queries<T, false> {
+  using Storage = SwizzledTile<typename T::Element, T::kRowTiles * kRowsPerTile, T::kHeadDim>;
+  static constexpr bool kLoadsAlone = false;  // all warps of the block together
+  Storage* tile;
+
+  __device__ void load(Storage& to, const DecodeArgs& args, const Pair& pair, int32_t kv_head) {
+    tile = &to;
+    constexpr int kRowChunks = Storage::kChunks;
+    for (int at = threadIdx.x; at < T::kRowTiles * kRowsPerTile * kRowChunks; at += kThreads) {
+      const int32_t r = at / kRowChunks;
+      const int col = at % kRowChunks * Storage::kChunk;
+      const auto* q =
+          query_row<typename T::Element>(args, pair, kv_head, min_i32(r, pair.rows - 1));
+      *reinterpret_cast<uint4*>(to.data + Storage::offset(r, at % kRowChunks) / 2) =
+          col < args.params.head_dim ? *reinterpret_cast<const uint4*>(q + col) : uint4{};
+    }
+    __syncthreads();
+  }
+  template <class Math, class KTile>
+  __device__ void multiply(float (&s)[Math::kRows][Math::kKeys], const Math& math,
+                           const KTile& k) const {
+    math.multiply_qk(s, *tile, k);
+  }
+};
+
+template <class T>
+struct SharedStorage {
+  Slab<T> ring[kWarps][T::kStages];
+  SoftmaxState state[kWarps][T::kRowTiles * kRowsPerTile];
+  uint32_t bad[kWarps][T::kStages];
+  SharedPair pending[2];  // the pair that this block begins with, and the one that it ends with
+  typename Queries<T>::Storage queries;
+};
+
+// Where a warp leaves its part of a 16-row tile: in the place of one slab, which has the same size.
+// 32-byte units are permuted by the row, so that neither side meets bank conflicts.
+template <class T>
+__device__ __forceinline__ float* output_at(const Slab<T>& slab, int r, int col) {
+  static_assert(sizeof(Slab<T>) == kRowsPerTile * T::kHeadDim * sizeof(float));
+  constexpr int kPermuted = T::kHeadDim % 64 == 0 ? 8 : 4;
+  auto* data = reinterpret_cast<float*>(const_cast<Slab<T>*>(&slab));
+  return data + r * T::kHeadDim + (col / 8 ^ r % kPermuted) * 8 + col % 8;
+}
+
+// A block's share of one pair, up to the point where its warps have left their parts in shared
+// memory: slabs [first, last).
+template <class T>
+__device__ __forceinline__ void attend(SharedStorage<T>& shared, const DecodeArgs& args,
+                                       const Pair& pair, int32_t kv_head, int32_t first,
+                                       int32_t last) {
+  using Math = typename T::Math;
+  const int warp = threadIdx.x / 32;
+  const AttentionParams& params = args.params;
+  const KvSource source(params.kv, pair.sequence, params.num_kv_heads, kv_head, params.head_dim,
+                        params.fault);
+  const TileRange tiles(pair.visible, kSlabKeys);
+  const int32_t num_slabs = min_i32(last, tiles.count());  // a pair that sees no key has none
+  Queries<T> queries;
+  if constexpr (!Queries<T>::kLoadsAlone) queries.load(shared.queries, args, pair, kv_head);
+  SlabRing<T> ring(params, source, tiles, pair.visible, shared.ring[warp], shared.bad[warp],
+                   first + warp, num_slabs);
+  const KeyRange common = pair.mask.common(0, pair.sequence.q_len - 1);
+  const Math math(threadIdx.x % 32);
+  const LogitScale scale(params.sm_scale, params.soft_cap);
+  SoftmaxState state[Math::kRows];
+  float o[Math::kRows][Math::kCols] = {};
+  // The first kStages steps only ask.
+  int stage = 0;
+#pragma unroll 1
+  for (int32_t i = first + warp - kWarps * T::kStages; i < num_slabs; i += kWarps) {
+    if (i >= first) {
+      if constexpr (Queries<T>::kLoadsAlone)
+        if (i == first + warp) queries.load(shared.queries, args, pair, kv_head);
+      ring.wait();
+      Slab<T>& slab = shared.ring[warp][stage];
+      float s[Math::kRows][Math::kKeys] = {};
+      queries.multiply(s, math, slab.k);
+      scale.apply<Math>(s);
+      if (!tile_is_full(common, tiles.key(i), kSlabKeys)) [[unlikely]]
+        mask_rows<kSlabKeys>(s, math, tiles.key(i), [&](int32_t r) {
+          return pair.mask.row(args.token_of(min_i32(r, pair.rows - 1)));
+        });
+      if (const uint32_t bad = shared.bad[warp][stage]; bad != 0) [[unlikely]]
+        mask_keys(s, math, bad);
+      update_softmax<Math>(s, state, o);
+      typename Math::Scratch scratch;
+      math.multiply_pv(o, s, slab.v, scratch);
+      __syncwarp();
+    }
+    ring.ask(stage);
+    if (++stage == T::kStages) stage = 0;
+  }
+  reduce_sums<Math>(state);
+
+  ptx::cp_async_wait<0>();
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < Math::kRows; ++i) {
+    const int r = math.row(i);
+    if (r >= pair.rows) continue;
+#pragma unroll
+    for (int j = 0; j < Math::kCols; j += 2)
+      *reinterpret_cast<float2*>(output_at(shared.ring[warp][i / 2], r % kRowsPerTile,
+                                           math.first_col() + Math::col_step(j))) =
+          make_float2(o[i][j], o[i][j + 1]);
+    if (math.leads_row()) shared.state[warp][r] = state[i];
+  }
+}
+
+// Merges the parts that the block's warps have left: into the result, or into this block's part.
+template <class T>
+__device__ __forceinline__ void merge_warps(const SharedStorage<T>& shared, const DecodeArgs& args,
+                                            const SharedPair& pair) {
+  constexpr int kQuads = T::kHeadDim / kQuad;
+#pragma unroll 1
+  for (int32_t task = threadIdx.x; task < pair.out.rows * kQuads; task += kThreads) {
+    const int32_t r = task / kQuads;
+    const int32_t col = task % kQuads * kQuad;
+    SoftmaxState state;
+    float max = minus_infinity();
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) max = fmaxf(max, shared.state[warp][r].max);
+    state.raise_max(max);
+    float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const float* part = output_at(shared.ring[warp][r / kRowsPerTile], r % kRowsPerTile, col);
+      state_add(state, o, shared.state[warp][r], *reinterpret_cast<const float4*>(part));
+    }
+    if (col >= args.params.head_dim) continue;
+    if (pair.parts == 1) {
+      pair.out.template store<typename T::Element>(args, r, col, state, o);
+    } else {
+      pair.template store_part<T::kHeadDim>(args, r, col, state, o);
+    }
+  }
+}
+
+// Parameters come from memory too: each launch has its own copy, which nothing has read yet. They are
+// fetched while the launch before is still running; `sink` makes the compiler believe in it.
+__device__ __forceinline__ void touch_parameters(const DecodeArgs& args, uint32_t& sink) {
+  constexpr int kWords = sizeof(DecodeArgs) / 4;
+  const auto* words = reinterpret_cast<const uint32_t*>(&args);
+  uint32_t all = words[kWords - 1];
+#pragma unroll
+  for (int i = 0; i < kWords; i += 16) all ^= words[i];
+  if (threadIdx.x == 0) *static_cast<volatile uint32_t*>(&sink) = all;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
+    attention_decode_kernel(const __grid_constant__ DecodeArgs args) {
+  extern __shared__ __align__(128) unsigned char smem[];
+  auto& shared = *reinterpret_cast<SharedStorage<T>*>(smem);
+  ptx::launch_dependents();
+  touch_parameters(args, shared.bad[0][0]);
+  ptx::wait_for_prerequisites();
+
+  const auto team = static_cast<int32_t>(blockIdx.y);
+  Division division(args, team);
+  int num_pending = 0;
+  for (auto kv_head = static_cast<int32_t>(blockIdx.x);;) {
+    int32_t left = division.units_per_team;
+    int32_t& b = division.b;
+    int32_t& unit = division.unit;
+    int64_t& b_first = division.b_first;
+    Pair& pair = division.pair;
+    while (left > 0 && b < args.params.batch.batch_size) {
+      const int32_t units = division.units(pair.rounds());
+      if (unit >= units) {
+        unit -= units;
+        b_first += units;
+        if (++b < args.params.batch.batch_size) pair = Pair(args, b);
+        continue;
+      }
+      const int32_t taken = min_i32(left, units - unit);
+      attend<T>(shared, args, pair, kv_head, unit * division.rounds_per_unit * kWarps,
+                (unit + taken) * division.rounds_per_unit * kWarps);
+      __syncthreads();
+
+      // Where the sequence begins and ends, counted from this team's first unit.
+      const int32_t per_team = division.units_per_team;
+      const auto begins = static_cast<int32_t>(b_first - static_cast<int64_t>(team) * per_team);
+      const bool one = per_team == 1;
+      const int32_t before = begins >= 0 ? 0 : one ? -begins : (-begins + per_team - 1) / per_team;
+      const int32_t behind = one ? begins + units - 1 : (begins + units - 1) / per_team;
+      const SharedPair shared_pair{{pair.sequence.q_start, kv_head, pair.rows},
+                                   (team - before) * args.team_blocks + kv_head,
+                                   args.team_blocks,
+                                   before + behind + 1,
+                                   before};
+      merge_warps<T>(shared, args, shared_pair);
+      if (shared_pair.parts > 1) {
+        if (threadIdx.x == 0) shared.pending[num_pending] = shared_pair;
+        ++num_pending;
+      }
+      unit += taken;
+      left -= taken;
+      if (left > 0) __syncthreads();  // the ring takes slabs again
+    }
+    // More heads than blocks: begin again. Nothing is kept for this rare case.
+    kv_head += args.team_blocks;
+    if (kv_head >= args.params.num_kv_heads) break;
+    __syncthreads();
+    division = Division(args, team);
+  }
+  if (num_pending > 0) __syncthreads();
+  for (int i = 0; i < num_pending; ++i) shared.pending[i].template finish<T>(args);
+}
+
+}  // namespace flash_gqa::cuda::decode
