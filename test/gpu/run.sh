@@ -71,9 +71,9 @@ tests small $main
 variables=(FLASH_GQA_SM=80)
 tests sm80 $main test/attention test/golden test/cuda test/kv-cache test/llama
 variables=(FLASH_GQA_POISON=1)
-tests poison $main test/attention test/kv-cache test/cache test/ops test/nn test/llama
+tests poison $main test/attention test/kv-cache test/cache test/ops test/nn test/linear test/llama
 variables=(FLASH_GQA_CUBLASLT=off)
-tests plain $main test/nn test/llama test/golden-layers
+tests plain $main test/nn test/linear test/llama test/golden-layers
 sanitizer initplain initcheck
 variables=()
 sanitizer initcheck initcheck

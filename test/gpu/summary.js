@@ -20,7 +20,9 @@ function tests(text) {
     const failed = file.assertionResults.filter(({ status }) => status === "failed");
     const named = failed.map(({ fullName, failureMessages }) => [fullName, failureMessages[0]]);
     // A file that does not load has no tests to fail.
-    return file.status === "failed" && named.length === 0 ? [[path.basename(file.name), file.message]] : named;
+    return file.status === "failed" && named.length === 0
+      ? [[path.basename(file.name), file.message]]
+      : named;
   });
   const { numPassedTests: passed, numPendingTests: skipped } = report;
   return {
@@ -35,13 +37,17 @@ function sanitizer(text) {
   const lines = text.split("\n").map((line) => line.replace(/^=+ ?/, ""));
   const counts = new Map();
   for (const [i, line] of lines.entries()) {
-    if (!/^(Uninitialized|Invalid|Barrier|Program hit|Host API|Error|Internal|Misaligned)/.test(line)) continue;
+    if (
+      !/^(Uninitialized|Invalid|Barrier|Program hit|Host API|Error|Internal|Misaligned)/.test(line)
+    )
+      continue;
     const place = /^\s+at /.test(lines[i + 1] ?? "") ? lines[i + 1].trim() : "";
     const what = line.replace(/0x[0-9a-f]+/g, "ADDRESS");
     const key = `${what} ${place.replace(/\+0x[0-9a-f]+.*/, "").slice(0, 160)}`;
     counts.set(key, (counts.get(key) ?? 0) + 1);
   }
-  const sum = lines.find((line) => line.startsWith("ERROR SUMMARY")) ?? "no summary: it did not end";
+  const sum =
+    lines.find((line) => line.startsWith("ERROR SUMMARY")) ?? "no summary: it did not end";
   const notes = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 12);
   return {
     text: sum,
@@ -68,8 +74,12 @@ for (const name of parts) {
   const good = status === "0" && result.good;
   if (!good) bad++;
   const code = status === "0" ? "" : ` (exit ${status})`;
-  console.log(`${good ? "ok " : "BAD"} ${name.padEnd(10)} ${seconds.padStart(4)} s  ${result.text}${code}`);
+  console.log(
+    `${good ? "ok " : "BAD"} ${name.padEnd(10)} ${seconds.padStart(4)} s  ${result.text}${code}`,
+  );
   for (const note of good ? [] : result.notes.slice(0, 14)) console.log(`      ${note}`);
 }
-console.log(bad === 0 ? `all ${parts.length} parts are good` : `${bad} of ${parts.length} parts are not good`);
+console.log(
+  bad === 0 ? `all ${parts.length} parts are good` : `${bad} of ${parts.length} parts are not good`,
+);
 process.exitCode = bad === 0 ? 0 : 1;
