@@ -6,6 +6,9 @@
 
 #include <cuda_runtime.h>
 
+#include <cstdlib>
+#include <cstring>
+
 namespace flash_gqa::cuda {
 
 // The first statement of a kernel that launch_dependent() starts. Weights, too, are read behind it: the kernel before
@@ -17,8 +20,10 @@ __device__ __forceinline__ void begin_dependent() {
 #endif
 }
 
-// Older devices refuse the attribute.
+// Older devices refuse the attribute. FLASH_GQA_DEPENDENT_LAUNCH=off shows what it is worth.
 inline bool has_dependent_launch() {
+  const char* wanted = std::getenv("FLASH_GQA_DEPENDENT_LAUNCH");
+  if (wanted != nullptr && std::strcmp(wanted, "off") == 0) return false;
   int device = 0, major = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);

@@ -178,7 +178,7 @@ cuda::DeviceTraits device_traits() {
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "minor");
   check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "sms");
   check(cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "smem");
-  return {10 * major + minor, sms, static_cast<size_t>(smem)};
+  return {10 * major + minor, sms, static_cast<size_t>(smem), nullptr};
 }
 
 }  // namespace
