@@ -5,6 +5,7 @@
 #   OUT=folder test/gpu/run.sh [part ...]                         (default: all)
 #
 #   build     the addon, with ptxas's register counts in $OUT/build.log
+#   kernels   the table of docs/kernel-table.md in $OUT/kernels.md; fails where a kernel spills that must not
 #   checks    the parts below, side by side: suite small sm80 poison plain programs long driver
 #             memcheck synccheck initcheck bulkstore demo
 #   bench     npm run bench, alone on the machine; BENCH_FLAGS are its arguments
@@ -21,7 +22,7 @@ export FLASH_GQA_CUDA_ARCHS=${FLASH_GQA_CUDA_ARCHS:-90a-real}
 LIMIT=${LIMIT:-300}
 
 CHECKS="suite small sm80 poison plain programs long driver memcheck synccheck initcheck bulkstore demo"
-parts=" ${*:-build checks bench} "
+parts=" ${*:-build kernels checks bench} "
 parts=${parts/ checks / $CHECKS }
 wants() { [[ $parts == *" $1 "* ]]; }
 
@@ -95,6 +96,13 @@ part demo bash -c '
   diff <(text cpu) <(text cuda) && [ "$(text cpu | wc -w)" -gt 100 ] && echo "the same text"' "$OUT"
 wait
 
+# The profiler has the GPU to itself.
+part kernels bash -c '
+  ncu --csv --metrics launch__shared_mem_per_block_dynamic,launch__block_size node test/gpu/sanitize.js cuda \
+    >"$0/launches.csv" 2>"$0/launches.log"
+  node scripts/kernel-table.js "$0/build.log" "$0/launches.csv" >"$0/kernels.md" &&
+  echo "$(grep -c "sm_" "$0/kernels.md") kernels"' "$OUT"
+wait
 LIMIT=${BENCH_LIMIT:-420}
 # shellcheck disable=SC2086 — flags are words
 part bench node bench/run.js --device cuda ${BENCH_FLAGS:-}
