@@ -8,7 +8,7 @@
 #   kernels   the table of docs/kernel-table.md in $OUT/kernels.md; fails where a kernel spills that must not
 #   checks    the parts below, side by side: suite small sm80 poison plain programs long driver
 #             memcheck synccheck initcheck bulkstore demo
-#   bench     npm run bench, alone on the machine; BENCH_FLAGS are its arguments
+#   bench     npm run bench -- --record, alone on the machine, its record in $OUT/bench.json too; BENCH_FLAGS: more arguments
 #
 # Needs node_modules (Vitest, Vite, fast-check, the Node-API headers), dist/ compiled, nvcc, CMake, Ninja.
 set -uo pipefail
@@ -109,6 +109,6 @@ part kernels bash -c '
 wait
 LIMIT=${BENCH_LIMIT:-420}
 # shellcheck disable=SC2086 — flags are words
-part bench node bench/run.js --device cuda ${BENCH_FLAGS:-}
+part bench node bench/run.js --device cuda --record --json "$OUT/bench.json" ${BENCH_FLAGS:-}
 wait
 node test/gpu/summary.js "$OUT"
