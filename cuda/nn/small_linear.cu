@@ -15,7 +15,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
 constexpr int kMaxRows = 4;
-constexpr int kBlocksPerSm = 16;             // all that fit
+constexpr int kBlocksPerSm = 5;              // that are resident at once, for any kRows
 constexpr int64_t kMaxRowBytes = 47 * 1024;  // of x in shared memory, without asking for more
 constexpr int kAhead = 4;  // loads of the weight in flight, per thread and row of it
 
@@ -26,33 +26,48 @@ constexpr int kWidth = kVectorBytes / sizeof(T);
 template <class T, int kRows>
 __device__ void load_rows(T* to, const LinearParams& params) {
   const int32_t depth = params.in_features;
-  const T* norm = static_cast<const T*>(params.norm_weight);
+  float squares[kRows] = {};
+  for (int32_t d = threadIdx.x * kWidth<T>; d < depth; d += kThreads * kWidth<T>) {
 #pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-    if (m >= params.rows) return;  // never read: the sums of such a row are not stored
-    const T* x = static_cast<const T*>(params.x) + m * params.x_stride_row;
-    float squares = 0.0f;
-    for (int32_t d = threadIdx.x * kWidth<T>; d < depth; d += kThreads * kWidth<T>) {
-      const auto in = load_vector<T, kWidth<T>>(x + d);
+    for (int m = 0; m < kRows; ++m) {
+      if (m >= params.rows) break;  // never read: the sums of such a row are not stored
+      const auto in =
+          load_vector<T, kWidth<T>>(static_cast<const T*>(params.x) + m * params.x_stride_row + d);
 #pragma unroll
-      for (int i = 0; i < kWidth<T>; ++i) squares += to_float(in.at[i]) * to_float(in.at[i]);
+      for (int i = 0; i < kWidth<T>; ++i) squares[m] += to_float(in.at[i]) * to_float(in.at[i]);
       store_vector(to + m * depth + d, in);
     }
-    if (norm == nullptr) continue;
-    const float inverse_rms =
-        1.0f / sqrtf(reduce_block(squares, Plus{}) / static_cast<float>(depth) + params.norm_eps);
-    // Each thread finds here what it has put there itself.
-    for (int32_t d = threadIdx.x * kWidth<T>; d < depth; d += kThreads * kWidth<T>) {
+  }
+  if (params.norm_weight == nullptr) return;
+#pragma unroll
+  for (int m = 0; m < kRows; ++m) {
+    const float mean = reduce_block(squares[m], Plus{}) / static_cast<float>(depth);
+    squares[m] = 1.0f / sqrtf(mean + params.norm_eps);
+  }
+  // Each thread finds here what it has put there itself.
+  for (int32_t d = threadIdx.x * kWidth<T>; d < depth; d += kThreads * kWidth<T>) {
+    const auto scale = load_vector<T, kWidth<T>>(static_cast<const T*>(params.norm_weight) + d);
+#pragma unroll
+    for (int m = 0; m < kRows; ++m) {
+      if (m >= params.rows) break;
       auto in = load_vector<T, kWidth<T>>(to + m * depth + d);
-      const auto scale = load_vector<T, kWidth<T>>(norm + d);
 #pragma unroll
       for (int i = 0; i < kWidth<T>; ++i) {
-        const T normalised = from_float<T>(to_float(in.at[i]) * inverse_rms);
+        const T normalised = from_float<T>(to_float(in.at[i]) * squares[m]);
         in.at[i] = from_float<T>(to_float(normalised) * to_float(scale.at[i]));
       }
       store_vector(to + m * depth + d, in);
     }
   }
+}
+
+// Brings a row of the weight to the L2 cache. That is no read: what the kernel before writes there
+// is seen by the loads that follow, so it need not be over.
+template <class T>
+__device__ void prefetch_row(const T* row, int32_t depth) {
+  constexpr int kLine = 128 / sizeof(T);
+  for (int32_t d = threadIdx.x % 32 * kLine; d < depth; d += 32 * kLine)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + d));
 }
 
 // sum[f][m] = weight row f · x row m, in every lane. The order depends on in_features alone.
@@ -92,24 +107,34 @@ __device__ void dot(float (&sum)[kFeatures][kRows], const T* const (&weight)[kFe
 }
 
 template <class T, class Out, int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     small_linear_kernel(const __grid_constant__ LinearParams params) {
   extern __shared__ __align__(kVectorBytes) char shared[];
+  constexpr int kFeatures = kGated ? 2 : 1;
+  const int32_t features = params.out_features;
+  const auto weight_row = [&](int32_t n, int f) {
+    return static_cast<const T*>(params.weight) +
+           (n + static_cast<int64_t>(f) * features) * params.in_features;
+  };
+  const int32_t first = blockIdx.x * kWarps + threadIdx.x / 32;
+  const auto prefetch = [&](int32_t n) {
+    if (n >= features) return;
+#pragma unroll
+    for (int f = 0; f < kFeatures; ++f) prefetch_row(weight_row(n, f), params.in_features);
+  };
+  prefetch(first);
   begin_dependent();
   T* x = reinterpret_cast<T*>(shared);
   load_rows<T, kRows>(x, params);
   __syncthreads();
 
-  constexpr int kFeatures = kGated ? 2 : 1;
   const int lane = threadIdx.x % 32;
-  const int32_t features = params.out_features;
-  const int64_t depth = params.in_features;
-  for (int32_t n = blockIdx.x * kWarps + threadIdx.x / 32; n < features; n += gridDim.x * kWarps) {
+  const int32_t turn = gridDim.x * kWarps;
+  for (int32_t n = first; n < features; n += turn) {
+    prefetch(n + turn);
     const T* weight[kFeatures];
 #pragma unroll
-    for (int f = 0; f < kFeatures; ++f)
-      weight[f] =
-          static_cast<const T*>(params.weight) + (n + static_cast<int64_t>(f) * features) * depth;
+    for (int f = 0; f < kFeatures; ++f) weight[f] = weight_row(n, f);
     float sum[kFeatures][kRows] = {};
     dot<T, kFeatures, kRows>(sum, weight, x, params.in_features);
 
@@ -138,7 +163,10 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, class Out, bool kGated>
 cudaError_t launch(const LinearParams& params, int num_sms, cudaStream_t stream) {
-  const int blocks = std::min((params.out_features + kWarps - 1) / kWarps, kBlocksPerSm * num_sms);
+  // Every block has the same number of turns, as far as that goes.
+  const int wanted = (params.out_features + kWarps - 1) / kWarps;
+  const int turns = (wanted + kBlocksPerSm * num_sms - 1) / (kBlocksPerSm * num_sms);
+  const int blocks = (wanted + turns - 1) / turns;
   const auto start = [&](auto rows) {
     const size_t smem = sizeof(T) * rows() * params.in_features;
     return launch_dependent(small_linear_kernel<T, Out, rows(), kGated>, blocks, kThreads, smem,

@@ -70,7 +70,7 @@ main=vitest.config.mts long=vitest.long.config.mts
 variables=()
 tests suite $main
 tests programs $long test/long/random-programs
-tests long $long test/long/captured-steps test/long/perplexity test/long/cache-model
+tests long $long test/long/captured-steps test/long/perplexity
 variables=(FLASH_GQA_MAX_SMEM=101376)
 tests small $main
 variables=(FLASH_GQA_SM=80)
