@@ -14,8 +14,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
-constexpr int kMaxRows = 4;
-constexpr int kBlocksPerSm = 5;              // that are resident at once, for any kRows
+constexpr int kMaxRows = 2;                  // cuBLASLt reads the weight faster for more
+constexpr int kBlocksPerSm = 16;             // all that can be resident
 constexpr int64_t kMaxRowBytes = 47 * 1024;  // of x in shared memory, without asking for more
 constexpr int kAhead = 4;  // loads of the weight in flight, per thread and row of it
 
@@ -30,7 +30,6 @@ __device__ void load_rows(T* to, const LinearParams& params) {
   for (int32_t d = threadIdx.x * kWidth<T>; d < depth; d += kThreads * kWidth<T>) {
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
-      if (m >= params.rows) break;  // never read: the sums of such a row are not stored
       const auto in =
           load_vector<T, kWidth<T>>(static_cast<const T*>(params.x) + m * params.x_stride_row + d);
 #pragma unroll
@@ -49,7 +48,6 @@ __device__ void load_rows(T* to, const LinearParams& params) {
     const auto scale = load_vector<T, kWidth<T>>(static_cast<const T*>(params.norm_weight) + d);
 #pragma unroll
     for (int m = 0; m < kRows; ++m) {
-      if (m >= params.rows) break;
       auto in = load_vector<T, kWidth<T>>(to + m * depth + d);
 #pragma unroll
       for (int i = 0; i < kWidth<T>; ++i) {
@@ -59,15 +57,6 @@ __device__ void load_rows(T* to, const LinearParams& params) {
       store_vector(to + m * depth + d, in);
     }
   }
-}
-
-// Brings a row of the weight to the L2 cache. That is no read: what the kernel before writes there
-// is seen by the loads that follow, so it need not be over.
-template <class T>
-__device__ void prefetch_row(const T* row, int32_t depth) {
-  constexpr int kLine = 128 / sizeof(T);
-  for (int32_t d = threadIdx.x % 32 * kLine; d < depth; d += 32 * kLine)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + d));
 }
 
 // sum[f][m] = weight row f · x row m, in every lane. The order depends on in_features alone.
@@ -107,34 +96,23 @@ __device__ void dot(float (&sum)[kFeatures][kRows], const T* const (&weight)[kFe
 }
 
 template <class T, class Out, int kRows, bool kGated>
-__global__ void __launch_bounds__(kThreads, kBlocksPerSm)
+__global__ void __launch_bounds__(kThreads)
     small_linear_kernel(const __grid_constant__ LinearParams params) {
   extern __shared__ __align__(kVectorBytes) char shared[];
-  constexpr int kFeatures = kGated ? 2 : 1;
-  const int32_t features = params.out_features;
-  const auto weight_row = [&](int32_t n, int f) {
-    return static_cast<const T*>(params.weight) +
-           (n + static_cast<int64_t>(f) * features) * params.in_features;
-  };
-  const int32_t first = blockIdx.x * kWarps + threadIdx.x / 32;
-  const auto prefetch = [&](int32_t n) {
-    if (n >= features) return;
-#pragma unroll
-    for (int f = 0; f < kFeatures; ++f) prefetch_row(weight_row(n, f), params.in_features);
-  };
-  prefetch(first);
   begin_dependent();
   T* x = reinterpret_cast<T*>(shared);
   load_rows<T, kRows>(x, params);
   __syncthreads();
 
+  constexpr int kFeatures = kGated ? 2 : 1;
   const int lane = threadIdx.x % 32;
-  const int32_t turn = gridDim.x * kWarps;
-  for (int32_t n = first; n < features; n += turn) {
-    prefetch(n + turn);
+  const int32_t features = params.out_features;
+  for (int32_t n = blockIdx.x * kWarps + threadIdx.x / 32; n < features; n += gridDim.x * kWarps) {
     const T* weight[kFeatures];
 #pragma unroll
-    for (int f = 0; f < kFeatures; ++f) weight[f] = weight_row(n, f);
+    for (int f = 0; f < kFeatures; ++f)
+      weight[f] = static_cast<const T*>(params.weight) +
+                  (n + static_cast<int64_t>(f) * features) * params.in_features;
     float sum[kFeatures][kRows] = {};
     dot<T, kFeatures, kRows>(sum, weight, x, params.in_features);
 
@@ -163,17 +141,13 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 template <class T, class Out, bool kGated>
 cudaError_t launch(const LinearParams& params, int num_sms, cudaStream_t stream) {
-  // Every block has the same number of turns, as far as that goes.
-  const int wanted = (params.out_features + kWarps - 1) / kWarps;
-  const int turns = (wanted + kBlocksPerSm * num_sms - 1) / (kBlocksPerSm * num_sms);
-  const int blocks = (wanted + turns - 1) / turns;
+  const int blocks = std::min((params.out_features + kWarps - 1) / kWarps, kBlocksPerSm * num_sms);
   const auto start = [&](auto rows) {
     const size_t smem = sizeof(T) * rows() * params.in_features;
     return launch_dependent(small_linear_kernel<T, Out, rows(), kGated>, blocks, kThreads, smem,
                             stream, params);
   };
   if (params.rows == 1) return start(std::integral_constant<int, 1>{});
-  if (params.rows == 2) return start(std::integral_constant<int, 2>{});
   return start(std::integral_constant<int, kMaxRows>{});
 }
 
@@ -181,13 +155,12 @@ cudaError_t launch(const LinearParams& params, int num_sms, cudaStream_t stream)
 
 bool takes_small_linear(const LinearParams& params) {
   if (params.rows < 1 || params.rows > kMaxRows) return false;
-  const int64_t rows = params.rows == 3 ? kMaxRows : params.rows;
   const int64_t bytes = static_cast<int64_t>(dtype_bytes(params.dtype));
   uintptr_t bits = reinterpret_cast<uintptr_t>(params.x) |
                    reinterpret_cast<uintptr_t>(params.weight) |
                    reinterpret_cast<uintptr_t>(params.norm_weight);
   bits |= static_cast<uintptr_t>(bytes * params.in_features | bytes * params.x_stride_row);
-  return bits % kVectorBytes == 0 && rows * params.in_features * bytes <= kMaxRowBytes;
+  return bits % kVectorBytes == 0 && params.rows * params.in_features * bytes <= kMaxRowBytes;
 }
 
 cudaError_t small_linear(const LinearParams& params, int num_sms, cudaStream_t stream) {
