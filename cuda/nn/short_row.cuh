@@ -43,7 +43,8 @@ __device__ inline uint64_t scan_block(uint64_t value, uint64_t& total) {
   return inside + (warp > 0 ? before : 0);
 }
 
-// places: [kShortRow] in shared memory, (key, inverted id) from the first on. top_k 0: off. weigh(logit) as sampling_weight(). Every thread gets the same.
+// places: [kShortRow] in shared memory, (key, inverted id) from the first on. top_k 0: off.
+// weigh(logit) as sampling_weight(). Every thread gets the same.
 template <class T, class Weigh>
 __device__ SampleCut cut_short_row(const LogitRow<T>& row, uint64_t* places, int32_t top_k,
                                    float top_p, Weigh weigh) {
