@@ -111,4 +111,5 @@ LIMIT=${BENCH_LIMIT:-420}
 # shellcheck disable=SC2086 — flags are words
 part bench node bench/run.js --device cuda --record --json "$OUT/bench.json" ${BENCH_FLAGS:-}
 wait
-node test/gpu/summary.js "$OUT"
+node test/gpu/summary.js "$OUT" | tee "$OUT/summary.txt"
+exit "${PIPESTATUS[0]}"
