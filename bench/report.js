@@ -16,10 +16,11 @@ function ask(command, ...args) {
   }
 }
 
-/** Of the tree that runs; FLASH_GQA_COMMIT names it where the sources travelled without git. */
+/** Of the tree that runs; FLASH_GQA_COMMIT names it where the sources travelled without their history. */
 function commit() {
+  if (process.env.FLASH_GQA_COMMIT) return process.env.FLASH_GQA_COMMIT;
   const id = ask("git", "rev-parse", "--short=12", "HEAD");
-  if (id === "") return process.env.FLASH_GQA_COMMIT ?? "unknown";
+  if (id === "") return "unknown";
   return ask("git", "status", "--porcelain", "--untracked-files=no") === "" ? id : `${id}+changes`;
 }
 

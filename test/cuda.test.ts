@@ -84,8 +84,8 @@ describe("CPU and CUDA", () => {
       { topK: 1 },
       { temperature: 0 },
     ];
-    // Rows that are sorted whole and rows that are searched; ties, and ids that cannot be drawn.
-    for (const vocab of [7, 1000, 2048, 2049, 5003]) {
+    // Ties, and ids that cannot be drawn.
+    for (const vocab of [7, 1000, 2048, 5003]) {
       const logits = new Random(4).normal(64 * vocab, 3).map((x, i) => {
         if (i % 11 === 3) return i % 2 === 0 ? -Infinity : NaN;
         return i % 3 === 0 ? Math.round(x) : x;

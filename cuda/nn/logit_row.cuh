@@ -163,9 +163,8 @@ struct LogitRow {
       __syncthreads();  // the readers of the previous round are done
       if (lane == 0) sums[warp] = sum;
       __syncthreads();
-      const uint64_t running = scan_warp(sums[lane]);
-      const int holder = __ffs(__ballot_sync(kAllLanes, running > target)) - 1;
-      target -= __shfl_sync(kAllLanes, running - sums[lane], holder);
+      int holder = 0;
+      while (holder < kWarps - 1 && target >= sums[holder]) target -= sums[holder++];
       from += holder * stretch;
       to = min_i32(from + stretch, to);
     }

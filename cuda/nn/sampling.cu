@@ -4,7 +4,6 @@
 #include "../dependent_launch.cuh"
 #include "../launch.h"
 #include "logit_row.cuh"
-#include "short_row.cuh"
 
 namespace flash_gqa::cuda {
 namespace {
@@ -84,8 +83,8 @@ __device__ Digit find_digit(const Histogram& histogram, uint64_t target) {
 // The smallest set of ids, largest logit first, whose measures sum to at least `target`, which the
 // sum of all must reach. Ids of equal logits have equal measures, or 0.
 template <class T, class Measure>
-__device__ SampleCut select(LogitRow<T>& row, Histogram& histogram, uint64_t target,
-                            Measure measure) {
+__device__ SampleCut select(LogitRow<T>& row, uint64_t target, Measure measure) {
+  __shared__ Histogram histogram;
   Digit digit{};
   uint32_t prefix = 0;
   for (int shift = kFirstDigit; shift >= 0; shift -= kDigitBits) {
@@ -119,29 +118,17 @@ template <class T>
 __device__ int32_t draw(LogitRow<T>& row, const SampleParams& params, int32_t r) {
   const float temperature = params.temperature[r];
   if (!(temperature > 0.0f) || row.max == minus_infinity()) return row.best;
-  __shared__ union {
-    Histogram histogram;
-    uint64_t places[kShortRow];
-  } shared;
   SampleCut cut{0, row.size - 1};
   const auto weight = [&](int32_t id, float logit) -> uint64_t {
     return cut.allows(order_key(logit), id) ? sampling_weight(logit, row.max, temperature) : 0;
   };
-  const int32_t top_k = params.top_k[r] < row.size ? params.top_k[r] : 0;
+  const int32_t top_k = params.top_k[r];
+  if (top_k > 0 && top_k < row.size) cut = select(row, top_k, count_one);
+  uint64_t total = row.total(weight);
   const float top_p = params.top_p[r];
-  const bool filters = top_k > 0 || top_p < 1.0f;
-  uint64_t total;
-  if (filters && row.size <= kShortRow && row.team.blocks == 1) {
-    cut = cut_short_row(row, shared.places, top_k, top_p,
-                        [&](float logit) { return sampling_weight(logit, row.max, temperature); });
+  if (top_p < 1.0f) {
+    cut = select(row, top_p_target(total, top_p), weight);
     total = row.total(weight);
-  } else {
-    if (top_k > 0) cut = select(row, shared.histogram, top_k, count_one);
-    total = row.total(weight);
-    if (top_p < 1.0f) {
-      cut = select(row, shared.histogram, top_p_target(total, top_p), weight);
-      total = row.total(weight);
-    }
   }
   const uint64_t drawn =
       draw_below(total, params.seed[2 * r], params.seed[2 * r + 1], params.counter[r]);
@@ -176,12 +163,11 @@ __global__ void __launch_bounds__(kThreads)
   begin_dependent();
   __shared__ uint64_t places[kMaxTopK];  // (key, inverted id): descending is the order wanted
   __shared__ int32_t count;
-  __shared__ Histogram histogram;
   LogitRow<T> row(params.logits, static_cast<int32_t>(blockIdx.x), params.vocab_size,
                   RowTeam{nullptr, 1, 0});
   const uint64_t total = full_total(row);
   SampleCut cut{0, row.size - 1};
-  if (params.k < row.size) cut = select(row, histogram, params.k, count_one);
+  if (params.k < row.size) cut = select(row, params.k, count_one);
   if (threadIdx.x == 0) count = 0;
   __syncthreads();
   row.for_each([&](int32_t id, float logit) {
