@@ -3,7 +3,6 @@
 
 #include "../dependent_launch.cuh"
 #include "../launch.h"
-#include "few_ids.cuh"
 #include "logit_row.cuh"
 
 namespace flash_gqa::cuda {
@@ -124,10 +123,7 @@ __device__ int32_t draw(LogitRow<T>& row, const SampleParams& params, int32_t r)
     return cut.allows(order_key(logit), id) ? sampling_weight(logit, row.max, temperature) : 0;
   };
   const int32_t top_k = params.top_k[r];
-  if (top_k > 0 && top_k < row.size) {
-    cut = select(row, top_k, count_one);
-    if (top_k <= kFewIds && row.team.blocks == 1) return draw_among_few(row, cut, params, r);
-  }
+  if (top_k > 0 && top_k < row.size) cut = select(row, top_k, count_one);
   uint64_t total = row.total(weight);
   const float top_p = params.top_p[r];
   if (top_p < 1.0f) {
