@@ -127,6 +127,7 @@ async function main() {
   const run = report.describeRun(device, info, ceilings);
   for (const line of report.headerLines(run, missing)) console.log(line);
 
+  const files = [args.json, args.record ? report.recordPath(run) : undefined].filter(Boolean);
   const rows = [];
   for (const suite of args.suites) {
     console.log(report.tableHead(suite));
@@ -137,13 +138,11 @@ async function main() {
     }
     const mean = report.summary(suite, rows);
     if (mean !== null) console.log(mean);
+    // After each suite: a run that is stopped keeps what it has measured.
+    for (const file of files) report.writeJson(file, run, rows);
   }
   peers?.stop();
-  for (const file of [args.json, args.record ? report.recordPath(run) : undefined]) {
-    if (file === undefined) continue;
-    report.writeJson(file, run, rows);
-    console.log(`\nwritten to ${file}`);
-  }
+  for (const file of files) console.log(`\nwritten to ${file}`);
   device.dispose();
 }
 

@@ -5,7 +5,7 @@
 //
 // Dynamic shared memory is chosen at launch, so ptxas does not know it. launches.csv adds it, for what is launched:
 //
-//   ncu --csv --metrics launch__shared_mem_per_block_dynamic,launch__block_size \
+//   ncu --clock-control none --csv --metrics launch__shared_mem_per_block_dynamic,launch__block_size \
 //     node test/gpu/sanitize.js > launches.csv
 //
 // Fails where a 16-bit attention kernel of head_dim <= 128 spills.

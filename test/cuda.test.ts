@@ -79,6 +79,7 @@ describe("CPU and CUDA", () => {
       {},
       { temperature: 0.8, topP: 0.9 },
       { topK: 50 },
+      { temperature: 0.8, topK: 40, topP: 0.95 },
       { temperature: 1.7, topK: 300, topP: 0.97 },
       { temperature: 2, topP: 0.9999 },
       { topK: 1 },

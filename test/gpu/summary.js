@@ -56,30 +56,56 @@ function sanitizer(text) {
   };
 }
 
-let bad = 0;
-const parts = fs
-  .readdirSync(folder)
-  .filter((name) => name.endsWith(".status"))
-  .map((name) => name.slice(0, -7));
-for (const name of parts) {
+/** What became of one process of a part. */
+function outcome(name) {
   const [status, seconds] = read(`${name}.status`).trim().split(" ");
   const [json, report, log] = [`${name}.json`, `${name}.report`, `${name}.log`].map(read);
-  const last = (log ?? "").trim().split("\n").at(-1);
-  let result = { text: last.slice(0, 200), notes: [], good: true };
+  const last = (log ?? "").trim().split("\n").at(-1).slice(0, 200);
+  let result = { text: last, notes: [], good: true };
   if (json !== null && name !== "bench") result = tests(json);
   else if (report !== null) {
     result = sanitizer(report);
-    result.notes.unshift(last.slice(0, 300));
+    result.notes.unshift(last);
   }
-  const good = status === "0" && result.good;
-  if (!good) bad++;
   const code = status === "0" ? "" : ` (exit ${status})`;
+  return {
+    ...result,
+    text: result.text + code,
+    seconds: Number(seconds),
+    good: status === "0" && result.good,
+  };
+}
+
+/** "suite.1" and "suite.2" are halves of one part: their counts are added up. */
+function together(outcomes) {
+  if (outcomes.length === 1) return outcomes[0];
+  const counts = outcomes.map(({ text }) => text.match(/\d+(?= (passed|failed|skipped))/g) ?? []);
+  const sum = [0, 1, 2].map((i) => counts.reduce((total, of) => total + Number(of[i] ?? 0), 0));
+  const codes = outcomes.map(({ text }) => text.match(/ \(exit \d+\)/)?.[0] ?? "").join("");
+  return {
+    text: `${sum[0]} passed, ${sum[1]} failed, ${sum[2]} skipped${codes}`,
+    notes: outcomes.flatMap(({ notes }) => notes),
+    seconds: Math.max(...outcomes.map(({ seconds }) => seconds)),
+    good: outcomes.every(({ good }) => good),
+  };
+}
+
+const files = fs.readdirSync(folder).filter((name) => name.endsWith(".status"));
+const parts = new Map();
+for (const name of files.map((file) => file.slice(0, -".status".length))) {
+  const [part] = name.split(".");
+  parts.set(part, [...(parts.get(part) ?? []), outcome(name)]);
+}
+let bad = 0;
+for (const [part, outcomes] of parts) {
+  const { text, notes, seconds, good } = together(outcomes);
+  if (!good) bad++;
   console.log(
-    `${good ? "ok " : "BAD"} ${name.padEnd(10)} ${seconds.padStart(4)} s  ${result.text}${code}`,
+    `${good ? "ok " : "BAD"} ${part.padEnd(10)} ${String(seconds).padStart(4)} s  ${text}`,
   );
-  for (const note of good ? [] : result.notes.slice(0, 14)) console.log(`      ${note}`);
+  for (const note of good ? [] : notes.slice(0, 14)) console.log(`      ${note}`);
 }
 console.log(
-  bad === 0 ? `all ${parts.length} parts are good` : `${bad} of ${parts.length} parts are not good`,
+  bad === 0 ? `all ${parts.size} parts are good` : `${bad} of ${parts.size} parts are not good`,
 );
 process.exitCode = bad === 0 ? 0 : 1;
