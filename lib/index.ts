@@ -6,6 +6,7 @@ export {
   KvCache,
   type KvCacheConfig,
   type LoadOptions,
+  type MoveOptions,
   type OpenOptions,
   type SaveOptions,
   type Sequence,

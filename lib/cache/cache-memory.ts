@@ -6,11 +6,11 @@ import { dtypeBytes } from "../dtype";
 import { failure, GqaError } from "../errors";
 import type { Graph } from "../graph";
 import { Memory } from "../memory";
-import { addon, copyPages, DTYPE_CODE, type KvArgs, type Ref } from "../native";
+import { addon, copyPages, DTYPE_CODE, type KvArgs, movePages, type Ref } from "../native";
 import type { Tensor } from "../tensor";
 import { type CacheLayout, outOfMemory } from "./config";
 import type { TableDevice } from "./ledger";
-import type { PageCopy } from "./sequence";
+import type { PageCopy } from "./sequence-pages";
 import type { PageRun } from "./transfer";
 
 /** Where `memory` lies. */
@@ -95,6 +95,21 @@ export class CacheMemory implements TableDevice {
       numLayers: this.#layout.numLayers,
       numPages: this.#layout.numPages,
       pairs: Int32Array.from(copies.flatMap(({ from, to }) => [from, to])),
+    });
+  }
+
+  /** Copies whole pages of every layer between the pool and `hostPages` pages of host memory. */
+  movePages(host: Memory, hostPages: number, toHost: boolean, runs: Int32Array): Promise<void> {
+    const { pageBytes, numLayers, numPages } = this.#layout;
+    return movePages(this.#device.handle, {
+      pool: placeOf(this.#pool),
+      host: placeOf(host),
+      pageBytes,
+      numLayers,
+      numPages,
+      hostPages,
+      toHost,
+      runs,
     });
   }
 

@@ -7,9 +7,11 @@ import { RopeTable, ropeArgument } from "../rope";
 import { Tensor } from "../tensor";
 import { CacheMemory } from "./cache-memory";
 import { type CacheLayout, cacheLayout, checkConfig, type KvCacheConfig } from "./config";
-import type { CacheEvents } from "./events";
+import type { CacheEvents, Notify } from "./events";
+import { HostMemory } from "./host-memory";
 import { drawPages } from "./inspect";
 import { Ledger, type Request, type Shortage } from "./ledger";
+import { type MoveOptions, offloadSequence, restoreSequence } from "./offload";
 import { checkOpening, checkText, expectShort, type OpenOptions } from "./open-options";
 import { checkRequests, checkSequence, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
@@ -25,6 +27,7 @@ import {
 
 export { bytesPerToken, type CacheLayout, type KvCacheConfig } from "./config";
 export type { CacheEvents } from "./events";
+export type { MoveOptions } from "./offload";
 export type { OpenOptions } from "./open-options";
 export type { Sequence } from "./sequence";
 export type { Step } from "./step";
@@ -51,12 +54,21 @@ export interface CacheStats {
   misses: number;
   /** Cached pages that were freed. */
   evictions: number;
-  /** `held` on the device, page table included; `used` and `cached` of it by such pages. */
-  bytes: { held: number; used: number; cached: number };
+  /**
+   * `held` on the device, page table included; `used` and `cached` of it by such pages. The same of the host, `total`
+   * being what hostBytes allows, in whole pages.
+   */
+  bytes: {
+    held: number;
+    used: number;
+    cached: number;
+    host: { total: number; held: number; used: number };
+  };
   /** Committed tokens of all open sequences; a shared one counts in each. */
   tokens: number;
-  /** Open ones. */
+  /** Open ones, and how many of them are offloaded. */
   sequences: number;
+  offloaded: number;
 }
 
 /**
@@ -100,16 +112,15 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
       for (const owned of this.#owned) owned.dispose();
       throw error;
     }
-    this.#ledger = new Ledger(layout, this.#memory, (name, event) => {
-      // Not here: a listener must neither find a verb half done nor break it off by throwing.
-      if (this.listenerCount(name) === 0) return;
-      process.nextTick(() => (this as EventEmitter).emit(name, event));
-    });
+    const host = new HostMemory(device, layout, this.#memory);
+    this.#owned.push(host);
+    this.#ledger = new Ledger(layout, this.#memory, this.#notify);
     this.#parts = {
       device,
       layout,
       ledger: this.#ledger,
       memory: this.#memory,
+      host,
       rope: this.#rope,
       sinkLogits: this.#sinkLogits,
       live: (where) => this.#live(where),
@@ -204,6 +215,37 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
   }
 
   /**
+   * Moves the sequence's pages to host memory and gives them back. Pages that others hold, or that are pinned, stay for
+   * them; full pages of told tokens stay cached until they are evicted. The sequence is BUSY meanwhile, then
+   * `offloaded`: it keeps its tokens and its place, and waits for `restore` or `close`. Throws OUT_OF_MEMORY beyond
+   * `hostBytes`, BUSY, ABORTED, DISPOSED, INVALID_ARGUMENT; then everything is as it was.
+   *
+   * @returns how many pages were copied.
+   */
+  async offload(sequence: Sequence, options?: MoveOptions): Promise<number> {
+    const operation = "cache.offload";
+    const given = this.#movable(operation, sequence);
+    const pages = await offloadSequence(operation, this.#parts, given, options);
+    this.#notify("offload", { sequence: given, pages });
+    return pages;
+  }
+
+  /**
+   * Brings an offloaded sequence back: it goes on with the same bits. Full pages that the cache still has are shared
+   * again, the others copied. Throws OUT_OF_PAGES, BUSY, ABORTED, DISPOSED, INVALID_ARGUMENT; then it is still
+   * offloaded and no page has changed hands.
+   *
+   * @returns how many pages were copied.
+   */
+  async restore(sequence: Sequence, options?: MoveOptions): Promise<number> {
+    const operation = "cache.restore";
+    const given = this.#movable(operation, sequence);
+    const pages = await restoreSequence(operation, this.#parts, given, options);
+    this.#notify("restore", { sequence: given, pages });
+    return pages;
+  }
+
+  /**
    * The sequence as bytes: keys, values and told tokens, for `load` of this or another cache of the same model, on any
    * device. BUSY meanwhile; the event loop runs. Throws BUSY, DISPOSED, INVALID_ARGUMENT, OUT_OF_MEMORY of the host.
    */
@@ -234,6 +276,7 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
     this.#live("cache.stats");
     const { hits, misses, pool } = this.#ledger;
     const { total, used, cached, free, shared, pinned, highWater, evictions } = pool;
+    const { host } = this.#ledger;
     const bytesPerPage = this.layout.numLayers * this.layout.pageBytes;
     return {
       pages: { total, used, cached, free, shared, pinned },
@@ -245,9 +288,15 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
         held: this.#memory.bytes,
         used: used * bytesPerPage,
         cached: cached * bytesPerPage,
+        host: {
+          total: host.total * bytesPerPage,
+          held: this.#parts.host.bytes,
+          used: host.used * bytesPerPage,
+        },
       },
       tokens: this.#ledger.tokens,
       sequences: this.#ledger.sequences.size,
+      offloaded: this.#ledger.offloaded,
     };
   }
 
@@ -269,6 +318,18 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  /** Tells who listens, on the next tick: a listener must neither find a verb half done nor break it off by throwing. */
+  readonly #notify: Notify = (name, event) => {
+    if (this.listenerCount(name) === 0) return;
+    process.nextTick(() => (this as EventEmitter).emit(name, event));
+  };
+
+  #movable(operation: string, sequence: unknown): Sequence {
+    this.#live(operation);
+    this.device.notCapturing(operation);
+    return checkSequence(operation, sequence);
   }
 
   #plan(operation: string, given: unknown): Step | Shortage {

@@ -17,6 +17,7 @@ import type { RopeTable } from "../rope";
 import { Tensor } from "../tensor";
 import { type CacheMemory, placeOf, rowOf } from "./cache-memory";
 import type { CacheLayout } from "./config";
+import type { HostMemory } from "./host-memory";
 import {
   type Ledger,
   type Plan,
@@ -36,6 +37,7 @@ export interface CacheParts {
   readonly layout: CacheLayout;
   readonly ledger: Ledger;
   readonly memory: CacheMemory;
+  readonly host: HostMemory;
   readonly rope: RopeTable | null;
   /** [1 or numLayers, numQHeads] float32 */
   readonly sinkLogits: Tensor | null;

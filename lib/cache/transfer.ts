@@ -98,7 +98,7 @@ export async function loadSequence(
   if (!ledger.couldHold(what, tokens.length)) {
     throw corrupt(operation, "the header contradicts itself", "save it again");
   }
-  const sequence = ledger.restore(operation, what, text, options.priority);
+  const sequence = ledger.load(operation, what, text, options.priority);
   if (!("pages" in sequence)) throw outOfPages(operation, layout, sequence);
   try {
     const live = sequence.pages.entries.filter((page) => page !== NULL_PAGE);
