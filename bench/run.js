@@ -91,7 +91,8 @@ async function* suiteResults(device, suite, noise, peers, ceilings, args) {
     yield* kernelResults(device, suite, noise, peers, ceilings, args);
     return;
   }
-  const { cacheRows, hostRows } = require("./host");
+  const { cacheRows } = require("./cache");
+  const { hostRows } = require("./host");
   let left = args.rows;
   for await (const row of suite === "host"
     ? hostRows(device, args.quick)
