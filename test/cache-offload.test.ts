@@ -7,7 +7,7 @@ import { addon } from "../lib/native";
 import { append, cacheTools } from "./support/cache";
 import { testDevice } from "./support/device";
 import { rejected, type Wrong } from "./support/errors";
-import { attendAll, meanCache } from "./support/mean-cache";
+import { attendAll, fill as fillOn, meanCache, mean as meanOn, range } from "./support/mean-cache";
 
 const device = await testDevice();
 const { makeCache, tokens } = cacheTools(device);
@@ -20,22 +20,12 @@ afterAll(() => {
 });
 
 const PAGE = 1024; // of meanCache, in both layers
-const range = (length: number, first = 0) => Array.from({ length }, (_, i) => first + i);
 const hosted = (more: Partial<KvCacheConfig> = {}) =>
   meanCache(device, { hostBytes: 64 * PAGE, ...more });
 
-function fill(cache: KvCache, seq: Sequence, ids: readonly number[], tell = true): void {
-  using step = cache.plan([[seq, ids.length]]);
-  attendAll(device, step, ids);
-  step.commit(tell ? { tokens: [ids] } : {});
-}
-
-/** What the next token sees, layer by layer: the mean of the values, its own being 0. */
-async function mean(cache: KvCache, seq: Sequence): Promise<number[]> {
-  using step = cache.plan([[seq, 1]]);
-  const outputs = attendAll(device, step, [0]);
-  return Promise.all(outputs.map(async (o) => (await o.read())[0]!));
-}
+const fill = (cache: KvCache, seq: Sequence, ids: readonly number[], tell = true) =>
+  fillOn(device, cache, seq, ids, tell);
+const mean = (cache: KvCache, seq: Sequence) => meanOn(device, cache, seq);
 
 describe("offload and restore", () => {
   for (const dtype of ["float32", "bfloat16"] as const) {

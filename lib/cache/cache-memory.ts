@@ -11,7 +11,7 @@ import type { Tensor } from "../tensor";
 import { type CacheLayout, outOfMemory } from "./config";
 import type { TableDevice } from "./ledger";
 import type { PageCopy } from "./sequence-pages";
-import type { PageRun } from "./transfer";
+import type { PageExtent } from "./transfer";
 
 /** Where `memory` lies. */
 export function placeOf(memory: Memory, offset: number = 0): Ref {
@@ -114,17 +114,18 @@ export class CacheMemory implements TableDevice {
   }
 
   /** The bits of pages that lie side by side. */
-  readPages({ layer, first, count }: PageRun): Promise<ArrayBuffer> {
+  readPages({ layer, page, offset, bytes }: PageExtent): Promise<ArrayBuffer> {
     const code = DTYPE_CODE[this.#layout.dtype];
-    const elements = (count * this.#layout.pageBytes) / dtypeBytes(this.#layout.dtype);
-    return addon.read(this.#pool.id, this.#offset(layer, first), code, code, elements);
+    const elements = bytes / dtypeBytes(this.#layout.dtype);
+    return addon.read(this.#pool.id, this.#offset(layer, page) + offset, code, code, elements);
   }
 
-  /** Reads `bytes` before it returns. */
-  writePages({ layer, first, count }: PageRun, bytes: Uint8Array): void {
+  /** Reads `data` before it returns. */
+  writePages({ layer, page, offset, bytes }: PageExtent, data: Uint8Array): void {
     const code = DTYPE_CODE[this.#layout.dtype];
-    const elements = (count * this.#layout.pageBytes) / dtypeBytes(this.#layout.dtype);
-    addon.upload(this.#pool.id, this.#offset(layer, first), code, bytes, code, elements);
+    const elements = bytes / dtypeBytes(this.#layout.dtype);
+    const at = this.#offset(layer, page) + offset;
+    addon.upload(this.#pool.id, at, code, data, code, elements);
   }
 
   #offset(layer: number, page: number): number {

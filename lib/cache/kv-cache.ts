@@ -4,6 +4,7 @@ import type { Device } from "../device";
 import { failure, invalid } from "../errors";
 import { tensorArgument } from "../ops/arguments";
 import { RopeTable, ropeArgument } from "../rope";
+import { checkSignal } from "../signal";
 import { Tensor } from "../tensor";
 import { CacheMemory } from "./cache-memory";
 import { type CacheLayout, cacheLayout, checkConfig, type KvCacheConfig } from "./config";
@@ -13,15 +14,21 @@ import { drawPages } from "./inspect";
 import { Ledger, type Request, type Shortage } from "./ledger";
 import { type MoveOptions, offloadSequence, restoreSequence } from "./offload";
 import { checkOpening, checkText, expectShort, type OpenOptions } from "./open-options";
+import type { CacheParts } from "./parts";
 import { checkRequests, checkSequence, outOfPages } from "./requests";
+import type { SavedSource } from "./saved-places";
 import type { Sequence } from "./sequence";
-import { type CacheParts, Step } from "./step";
+import { type CacheStats, cacheStats } from "./stats";
+import { Step } from "./step";
 import type { Text, TokenIds } from "./text";
 import {
   checkModel,
+  checkSaving,
   type LoadOptions,
   loadSequence,
   type SaveOptions,
+  type SaveToFile,
+  type SaveToStream,
   saveSequence,
 } from "./transfer";
 
@@ -29,47 +36,12 @@ export { bytesPerToken, type CacheLayout, type KvCacheConfig } from "./config";
 export type { CacheEvents } from "./events";
 export type { MoveOptions } from "./offload";
 export type { OpenOptions } from "./open-options";
+export type { SavedSource } from "./saved-places";
 export type { Sequence } from "./sequence";
+export type { CacheStats } from "./stats";
 export type { Step } from "./step";
 export type { CommitOptions, TokenIds } from "./text";
-export type { LoadOptions, SaveOptions } from "./transfer";
-
-export interface CacheStats {
-  /**
-   * Without the null page; total = used + cached + free. `cached`: held by nobody, found by `open({ tokens })`, handed
-   * out when none is free. Of the used ones, `shared` have more than one owner and `pinned` are kept by `pin`.
-   */
-  pages: {
-    total: number;
-    used: number;
-    cached: number;
-    free: number;
-    shared: number;
-    pinned: number;
-  };
-  /** The most pages ever used at once. */
-  highWater: number;
-  /** Full pages of opened prompts that were there, and that were not. */
-  hits: number;
-  misses: number;
-  /** Cached pages that were freed. */
-  evictions: number;
-  /**
-   * `held` on the device, page table included; `used` and `cached` of it by such pages. The same of the host, `total`
-   * being what hostBytes allows, in whole pages.
-   */
-  bytes: {
-    held: number;
-    used: number;
-    cached: number;
-    host: { total: number; held: number; used: number };
-  };
-  /** Committed tokens of all open sequences; a shared one counts in each. */
-  tokens: number;
-  /** Open ones, and how many of them are offloaded. */
-  sequences: number;
-  offloaded: number;
-}
+export type { LoadOptions, SaveOptions, SaveToFile, SaveToStream } from "./transfer";
 
 /**
  * Keys and values of many sequences, in pages that it owns. Made by `device.createCache`. docs/cache.md draws the life
@@ -247,57 +219,41 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
 
   /**
    * The sequence as bytes: keys, values and told tokens, for `load` of this or another cache of the same model, on any
-   * device. BUSY meanwhile; the event loop runs. Throws BUSY, DISPOSED, INVALID_ARGUMENT, OUT_OF_MEMORY of the host.
+   * device. In a Buffer, or where `file` or `stream` says. BUSY meanwhile; the event loop runs. Throws BUSY, DISPOSED,
+   * ABORTED, OUT_OF_MEMORY of the host; INVALID_ARGUMENT also where the file or stream fails.
+   *
+   * @returns the bytes; with `file` or `stream`, how many they are.
    */
-  async save(sequence: Sequence, options?: SaveOptions): Promise<Buffer> {
+  save(sequence: Sequence, options: SaveToFile | SaveToStream): Promise<number>;
+  save(sequence: Sequence, options?: SaveOptions): Promise<Buffer>;
+  async save(sequence: Sequence, options?: SaveOptions): Promise<Buffer | number> {
     const operation = "cache.save";
-    this.#live(operation);
-    this.device.notCapturing(operation);
-    const model = checkModel(operation, checkOptions(operation, options, ["model"]).model);
-    return saveSequence(operation, this.#parts, checkSequence(operation, sequence), model);
+    const given = this.#movable(operation, sequence);
+    const { model, signal, destination } = checkSaving(operation, options);
+    return saveSequence(operation, this.#parts, given, model, destination, signal);
   }
 
   /**
-   * A sequence that goes on where the saved one stood. Nothing of it is there before all is checked. Throws
-   * CORRUPT_DATA, saying why, for bytes that are damaged, or saved by a cache of another shape, RoPE or `model`;
-   * OUT_OF_PAGES; BUSY where `maxSequences` are open.
+   * A sequence that goes on where the saved one stood. Nobody sees anything of it before all is checked. `source` is a
+   * Buffer, the path or file: URL of a file, or a Readable, which is read to its end. Throws CORRUPT_DATA, saying why,
+   * for bytes that are damaged, or saved by a cache of another shape, RoPE or `model`; OUT_OF_PAGES; BUSY where
+   * `maxSequences` are open; ABORTED; DISPOSED; INVALID_ARGUMENT also where the file or stream fails.
    */
-  async load(data: Uint8Array, options?: LoadOptions): Promise<Sequence> {
+  async load(source: SavedSource, options?: LoadOptions): Promise<Sequence> {
     const operation = "cache.load";
     this.#live(operation);
-    const given = checkOptions(operation, options, ["model", "salt", "priority"]);
+    const known = ["model", "salt", "priority", "signal"] as const;
+    const given = checkOptions(operation, options, known);
     const model = checkModel(operation, given.model);
+    const signal = checkSignal(operation, given.signal);
     const { salt = "" } = given;
     const { priority } = checkOpening(operation, this.layout, { salt, priority: given.priority });
-    return loadSequence(operation, this.#parts, data, { model, salt, priority });
+    return loadSequence(operation, this.#parts, source, { model, salt, priority, signal });
   }
 
   stats(): CacheStats {
     this.#live("cache.stats");
-    const { hits, misses, pool } = this.#ledger;
-    const { total, used, cached, free, shared, pinned, highWater, evictions } = pool;
-    const { host } = this.#ledger;
-    const bytesPerPage = this.layout.numLayers * this.layout.pageBytes;
-    return {
-      pages: { total, used, cached, free, shared, pinned },
-      highWater,
-      hits,
-      misses,
-      evictions,
-      bytes: {
-        held: this.#memory.bytes,
-        used: used * bytesPerPage,
-        cached: cached * bytesPerPage,
-        host: {
-          total: host.total * bytesPerPage,
-          held: this.#parts.host.bytes,
-          used: host.used * bytesPerPage,
-        },
-      },
-      tokens: this.#ledger.tokens,
-      sequences: this.#ledger.sequences.size,
-      offloaded: this.#ledger.offloaded,
-    };
+    return cacheStats(this.#parts);
   }
 
   /** A map of the pages and a list of the sequences, for a person to read. Its form may change. */

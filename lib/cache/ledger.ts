@@ -224,7 +224,7 @@ export class Ledger {
   couldHold({ length, prefixLen, firstLive }: Extent, told: number): boolean {
     const { pageSize, sinkTokens, window } = this.config;
     const sinkPages = Math.ceil(sinkTokens / pageSize);
-    const numbers = [length, prefixLen, firstLive];
+    const numbers = [length, prefixLen, firstLive, told];
     if (numbers.some((n) => !Number.isInteger(n) || n < 0 || n > INT32_MAX)) return false;
     if (told > (prefixLen > 0 ? 0 : length)) return false;
     if (length > 0 && length < prefixLen) return false;

@@ -4,9 +4,9 @@ import { checkOptions } from "../check";
 import { failure, GqaError } from "../errors";
 import { checkSignal, throwIfAborted } from "../signal";
 import { beginOffload, beginRestore, type Move } from "./moves";
+import type { CacheParts } from "./parts";
 import { outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
-import type { CacheParts } from "./step";
 
 export interface MoveOptions {
   /** Aborting it before the promise settles rejects with ABORTED, and leaves everything as it was. */
