@@ -3,9 +3,22 @@
 #include <algorithm>
 #include <utility>
 
+#include "machine.h"
 #include "thread.h"
 
 namespace flash_gqa {
+namespace {
+
+// Asked first: pinning more than there is can end the process instead of failing.
+bool reserve(PinnedBuffer& buffer, size_t bytes) {
+  if (buffer.data() != nullptr) return true;
+  if (static_cast<int64_t>(bytes) > host_memory().available) return false;
+  if (buffer.reserve(bytes) == cudaSuccess) return true;
+  cudaGetLastError();
+  return false;
+}
+
+}  // namespace
 
 CudaMover::~CudaMover() {
   {
@@ -83,10 +96,8 @@ WaitStatus CudaMover::run(const Task& task) {
   const MovePagesParams& params = task.params;
   PinnedBuffer& host = static_cast<PinnedPages*>(params.host)->pinned;
   cudaError_t error = open();
-  if (error == cudaSuccess && host.reserve(params.host_bytes()) != cudaSuccess) {
-    cudaGetLastError();
+  if (error == cudaSuccess && !reserve(host, params.host_bytes()))
     return {"OUT_OF_MEMORY", no_host_memory(params.host_bytes())};
-  }
   if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_, task.ready, 0);
   if (error == cudaSuccess) error = enqueue(params, host.data());
   // Whatever failed: pages must be at rest when `done` is called.
