@@ -54,7 +54,7 @@ export interface KvCacheConfig {
   maxBytes?: number;
   /** Room as a part of the device's free memory, in (0, 1]. */
   memoryFraction?: number;
-  /** Host memory for offloaded sequences, in bytes: pinned on CUDA, taken as it is needed, kept until dispose. Default 0. */
+  /** Bytes of host memory for offloaded sequences: pinned on CUDA, taken when needed, kept until dispose. Default 0. */
   hostBytes?: number;
   /**
    * Open sequences at most. Where given, page table rows for all of them are set aside at once; else rows are added

@@ -276,7 +276,7 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
     this.dispose();
   }
 
-  /** Tells who listens, on the next tick: a listener must neither find a verb half done nor break it off by throwing. */
+  /** On the next tick: a listener must neither find a verb half done nor break it off by throwing. */
   readonly #notify: Notify = (name, event) => {
     if (this.listenerCount(name) === 0) return;
     process.nextTick(() => (this as EventEmitter).emit(name, event));

@@ -1,5 +1,5 @@
 // The host's side of cache-world.ts: what lies in its slots, and moves that are under way. Bytes are copied when a move
-// ends, as late as can be, so that a page or slot that changed hands too early shows. Free slots are overwritten at once.
+// ends, as late as can be, so that a page or slot that changed hands too early shows. Free slots are overwritten.
 
 import { expect } from "vitest";
 import type { Ledger } from "../../lib/cache/ledger";
