@@ -78,7 +78,7 @@ async function replays(device) {
   graph.dispose();
 }
 
-/** To the host and back, and through bytes, while another sequence takes steps. Pages are full: whole ones are copied. */
+/** To the host and back, and through bytes, while another sequence takes steps. Full pages: whole ones are copied. */
 async function travels(device) {
   const cache = makeCache(device);
   const [one, other] = [cache.open(), cache.open()];
