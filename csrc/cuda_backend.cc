@@ -60,8 +60,8 @@ CudaBackend::CudaBackend(int32_t index)
   uploads_ = std::make_unique<UploadRing>(stream_.handle);
   waiter_ = std::make_unique<CudaWaiter>(context_);
   loader_ = std::make_unique<CudaLoader>(context_);
-  to_host_ = std::make_unique<CudaMover>(context_);
-  to_device_ = std::make_unique<CudaMover>(context_);
+  for (auto* movers : {to_host_, to_device_})
+    for (size_t i = 0; i < 2; ++i) movers[i] = std::make_unique<CudaMover>(context_);
   cublas_ = CublasLt::open();
 
   info_.kind = "cuda";
@@ -78,8 +78,8 @@ CudaBackend::CudaBackend(int32_t index)
 CudaBackend::~CudaBackend() {
   // At exit the driver may be gone already, and every call fails: nothing here minds.
   cudaSetDevice(context_.device());
-  to_device_ = nullptr;
-  to_host_ = nullptr;
+  for (auto* movers : {to_device_, to_host_})
+    for (size_t i = 0; i < 2; ++i) movers[i] = nullptr;
   loader_ = nullptr;
   waiter_ = nullptr;
   cudaStreamSynchronize(stream_.handle);
@@ -92,8 +92,8 @@ CudaBackend::~CudaBackend() {
 }
 
 void CudaBackend::abandon() {
-  to_device_->abandon();
-  to_host_->abandon();
+  for (auto* movers : {to_device_, to_host_})
+    for (size_t i = 0; i < 2; ++i) movers[i]->abandon();
   loader_->abandon();
   waiter_->abandon();
 }
@@ -261,14 +261,14 @@ void CudaBackend::synchronize(WaitCallback done) {
 }
 
 std::shared_ptr<HostBuffer> CudaBackend::host_buffer(size_t) {
-  return std::shared_ptr<PinnedPages>(new PinnedPages,
-                                      [this](PinnedPages* p) { to_host_->free(p); });
+  const auto free = [this](PinnedPages* pages) { to_host_[0]->free(pages); };
+  return std::shared_ptr<PinnedPages>(new PinnedPages, free);
 }
 
 void CudaBackend::move_pages(MovePagesParams params, WaitCallback done) {
   refuse_in_capture("movePages");
   enter("movePages");
-  CudaMover& mover = params.to_host ? *to_host_ : *to_device_;
+  CudaMover& mover = *(params.to_host ? to_host_ : to_device_)[moves_++ % 2];
   mover.push(std::move(params), std::move(done), stream_.handle);
 }
 

@@ -114,8 +114,10 @@ class CudaBackend : public Backend {
   std::unique_ptr<UploadRing> uploads_;
   std::unique_ptr<CudaWaiter> waiter_;
   std::unique_ptr<CudaLoader> loader_;
-  std::unique_ptr<CudaMover> to_host_;
-  std::unique_ptr<CudaMover> to_device_;
+  // Two for each direction: a copy begins while the one before it ends.
+  std::unique_ptr<CudaMover> to_host_[2];
+  std::unique_ptr<CudaMover> to_device_[2];
+  size_t moves_ = 0;
 };
 
 }  // namespace flash_gqa

@@ -7,18 +7,14 @@
 #include "thread.h"
 
 namespace flash_gqa {
-namespace {
-
 // Asked first: pinning more than there is can end the process instead of failing.
-bool reserve(PinnedBuffer& buffer, size_t bytes) {
-  if (buffer.data() != nullptr) return true;
-  if (static_cast<int64_t>(bytes) > host_memory().available) return false;
-  if (buffer.reserve(bytes) == cudaSuccess) return true;
-  cudaGetLastError();
-  return false;
+char* PinnedPages::reserve(size_t bytes) {
+  std::lock_guard lock(mutex_);
+  const bool fits = static_cast<int64_t>(bytes) <= host_memory().available;
+  if (pinned_.data() == nullptr && fits && pinned_.reserve(bytes) != cudaSuccess)
+    cudaGetLastError();
+  return pinned_.data();
 }
-
-}  // namespace
 
 CudaMover::~CudaMover() {
   {
@@ -43,7 +39,7 @@ void CudaMover::push(MovePagesParams params, WaitCallback done, cudaStream_t com
 
 void CudaMover::free(PinnedPages* pages) {
   std::unique_ptr<PinnedPages> owned(pages);
-  if (owned->pinned.data() == nullptr) return;
+  if (owned->empty()) return;
   add({{}, nullptr, nullptr, std::move(owned)});
 }
 
@@ -94,12 +90,12 @@ cudaError_t CudaMover::open() {
 
 WaitStatus CudaMover::run(const Task& task) {
   const MovePagesParams& params = task.params;
-  PinnedBuffer& host = static_cast<PinnedPages*>(params.host)->pinned;
   cudaError_t error = open();
-  if (error == cudaSuccess && !reserve(host, params.host_bytes()))
+  char* const host = static_cast<PinnedPages*>(params.host)->reserve(params.host_bytes());
+  if (error == cudaSuccess && host == nullptr)
     return {"OUT_OF_MEMORY", no_host_memory(params.host_bytes())};
   if (error == cudaSuccess) error = cudaStreamWaitEvent(stream_, task.ready, 0);
-  if (error == cudaSuccess) error = enqueue(params, host.data());
+  if (error == cudaSuccess) error = enqueue(params, host);
   // Whatever failed: pages must be at rest when `done` is called.
   const cudaError_t recorded = stream_ != nullptr ? cudaEventRecord(moved_, stream_) : error;
   const cudaError_t waited = recorded == cudaSuccess ? cudaEventSynchronize(moved_) : recorded;

@@ -1,5 +1,5 @@
-// Pages on their way between a cache's pool and pinned host memory. One direction each: a thread and
-// a stream of its own, so that copies run beside the kernels and beside the other direction.
+// Pages on their way between a cache's pool and pinned host memory, on streams of their own: copies run
+// beside the kernels and beside each other.
 #pragma once
 
 #include <condition_variable>
@@ -12,11 +12,17 @@
 
 namespace flash_gqa {
 
-// Made and freed on the thread of the mover: the driver takes milliseconds for either, and may wait for
-// the device.
+// Made and freed on a mover's thread: the driver takes milliseconds for either, and may wait for the
+// device.
 class PinnedPages : public HostBuffer {
  public:
-  PinnedBuffer pinned;
+  // Null where there is no such memory. Movers may ask at one time.
+  char* reserve(size_t bytes);
+  bool empty() const { return pinned_.data() == nullptr; }
+
+ private:
+  std::mutex mutex_;
+  PinnedBuffer pinned_;
 };
 
 class CudaMover {

@@ -18,8 +18,8 @@ interface Chunk {
   made: boolean;
 }
 
-/** Moves under way at a time: the device never waits for the event loop to begin the next. */
-const AHEAD = 2;
+/** Moves under way at a time: two that copy, and two that wait for their turn and not for the event loop. */
+const AHEAD = 4;
 
 export class HostMemory {
   /** @internal Of one chunk, and so of one move: a signal is asked in between. Smaller ones make tests of it small. */
