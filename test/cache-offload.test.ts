@@ -3,10 +3,10 @@
 import { afterAll, describe, expect, it } from "vitest";
 import { HostMemory } from "../lib/cache/host-memory";
 import { Device, type KvCache, type KvCacheConfig, type Sequence } from "../lib/index";
-import { addon } from "../lib/native";
+import { addon, movePages } from "../lib/native";
 import { append, cacheTools } from "./support/cache";
 import { testDevice } from "./support/device";
-import { rejected, type Wrong } from "./support/errors";
+import { expectError, rejected, type Wrong } from "./support/errors";
 import { attendAll, fill as fillOn, meanCache, mean as meanOn, range } from "./support/mean-cache";
 
 const device = await testDevice();
@@ -306,6 +306,44 @@ describe("what is refused leaves everything as it was", () => {
     };
     device.capture(capture).dispose();
     expect(await refused).toMatchObject({ code: "BUSY" });
+  });
+});
+
+describe("the addon", () => {
+  it("refuses what no cache asks for: other memory, other sizes, runs that reach outside", () => {
+    const pool = addon.allocate(device.handle, 2 * 4 * 64).id;
+    const host = addon.allocateHost(device.handle, 2 * 3 * 64).id;
+    const shape = { pageBytes: 64, numLayers: 2, numPages: 4, hostPages: 3, toHost: true };
+    const move =
+      (runs: number[], more: Partial<Parameters<typeof movePages>[1]> = {}) =>
+      () =>
+        movePages(device.handle, {
+          ...shape,
+          pool: { id: pool, offset: 0 },
+          host: { id: host, offset: 0 },
+          runs: Int32Array.from(runs),
+          ...more,
+        });
+    const refused: [() => unknown, string][] = [
+      [move([3, 0, 2]), "behind the pool"],
+      [move([0, 2, 2]), "behind the host memory"],
+      [move([-1, 0, 1]), "below 0"],
+      [move([0, 0, -1]), "below 0"],
+      [move([2 ** 31 - 1, 0, 1]), "behind the pool"],
+      [move([0, 0, 1], { hostPages: 4 }), "host needs 512 bytes, its buffer has 384"],
+      [move([0, 0, 1], { numPages: 5 }), "pool needs 640 bytes"],
+      [move([0, 0, 1], { pool: { id: host, offset: 0 } }), "pool is host memory"],
+      [move([0, 0, 1], { host: { id: pool, offset: 0 } }), "host is device memory"],
+      [move([0, 0, 1], { host: { id: host, offset: 8 } }), "host needs 384 bytes"],
+      [move([0, 0, 1], { host: { id: 2 ** 50, offset: 0 } }), "host is disposed"],
+      [() => addon.read(host, 0, 0, 0, 4), "it is host memory"],
+      [() => addon.fill(host, 0, 0, 4), "it is host memory"],
+    ];
+    for (const [call, text] of refused) {
+      expectError(call, text.includes("disposed") ? "DISPOSED" : "INVALID_ARGUMENT", text);
+    }
+    addon.free(pool);
+    addon.free(host);
   });
 });
 
