@@ -1,12 +1,43 @@
 #include "cuda_mover.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "machine.h"
 #include "thread.h"
 
 namespace flash_gqa {
+namespace {
+
+// Copies that one call takes.
+constexpr size_t kMostRows = 2048;
+
+// dst[i] = src[i], bytes[i] of them, in any order.
+cudaError_t copy_rows(std::vector<void*>& dst, std::vector<const void*>& src,
+                      std::vector<size_t>& bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+#if CUDART_VERSION >= 12080
+  static_cast<void>(kind);  // told by the addresses
+  cudaMemcpyAttributes attributes{};
+  attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+  attributes.flags = cudaMemcpyFlagPreferOverlapWithCompute;
+  size_t from_the_first = 0;
+#if CUDART_VERSION >= 13000
+  return cudaMemcpyBatchAsync(dst.data(), src.data(), bytes.data(), dst.size(), &attributes,
+                              &from_the_first, 1, stream);
+#else
+  size_t failed;
+  return cudaMemcpyBatchAsync(dst.data(), const_cast<void**>(src.data()), bytes.data(), dst.size(),
+                              &attributes, &from_the_first, 1, &failed, stream);
+#endif
+#else
+  cudaError_t error = cudaSuccess;
+  for (size_t i = 0; i < dst.size() && error == cudaSuccess; ++i)
+    error = cudaMemcpyAsync(dst[i], src[i], bytes[i], kind, stream);
+  return error;
+#endif
+}
+
+}  // namespace
+
 // Asked first: pinning more than there is can end the process instead of failing.
 char* PinnedPages::reserve(size_t bytes) {
   std::lock_guard lock(mutex_);
@@ -79,10 +110,8 @@ void CudaMover::loop() {
 
 cudaError_t CudaMover::open() {
   if (stream_ != nullptr) return cudaSuccess;
-  int pitch = 0;
-  cudaError_t error = cudaDeviceGetAttribute(&pitch, cudaDevAttrMaxPitch, context_.device());
-  longest_pitch_ = static_cast<size_t>(std::max(pitch, 0));
-  if (error == cudaSuccess && moved_ == nullptr)
+  cudaError_t error = cudaSuccess;
+  if (moved_ == nullptr)
     error = cudaEventCreateWithFlags(&moved_, cudaEventDisableTiming | cudaEventBlockingSync);
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking);
   return error;
@@ -102,36 +131,32 @@ WaitStatus CudaMover::run(const Task& task) {
   return context_.status(error != cudaSuccess ? error : waited, "movePages");
 }
 
-// A page's layers lie at one distance from each other on either side, so all layers of a run are the
-// rows of one copy.
 cudaError_t CudaMover::enqueue(const MovePagesParams& params, char* host) {
-  const size_t page_bytes = static_cast<size_t>(params.page_bytes);
-  const size_t pool_pitch = static_cast<size_t>(params.num_pages) * page_bytes;
-  const size_t host_pitch = static_cast<size_t>(params.host_pages) * page_bytes;
-  const size_t num_layers = static_cast<size_t>(params.num_layers);
-  const bool in_rows = std::max(pool_pitch, host_pitch) <= longest_pitch_;
   const cudaMemcpyKind kind = params.to_host ? cudaMemcpyDeviceToHost : cudaMemcpyHostToDevice;
-  for (const PageRun& run : params.runs) {
-    char* from = params.pool + static_cast<size_t>(run.page) * page_bytes;
-    char* to = host + static_cast<size_t>(run.host_page) * page_bytes;
-    size_t from_pitch = pool_pitch, to_pitch = host_pitch;
-    if (!params.to_host) {
-      std::swap(from, to);
-      std::swap(from_pitch, to_pitch);
+  const size_t page_bytes = static_cast<size_t>(params.page_bytes);
+  std::vector<void*> dst;
+  std::vector<const void*> src;
+  std::vector<size_t> bytes;
+  cudaError_t error = cudaSuccess;
+  const auto flush = [&] {
+    if (!dst.empty() && error == cudaSuccess) error = copy_rows(dst, src, bytes, kind, stream_);
+    dst.clear();
+    src.clear();
+    bytes.clear();
+  };
+  for (int64_t layer = 0; layer < params.num_layers; ++layer) {
+    for (const PageRun& run : params.runs) {
+      if (run.count == 0) continue;
+      char* const page = params.pool + (layer * params.num_pages + run.page) * params.page_bytes;
+      char* const other = host + (layer * params.host_pages + run.host_page) * params.page_bytes;
+      dst.push_back(params.to_host ? other : page);
+      src.push_back(params.to_host ? page : other);
+      bytes.push_back(static_cast<size_t>(run.count) * page_bytes);
+      if (dst.size() == kMostRows) flush();
     }
-    const size_t width = static_cast<size_t>(run.count) * page_bytes;
-    cudaError_t error = cudaSuccess;
-    if (in_rows) {
-      error = cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, width, num_layers, kind, stream_);
-    }
-    // Layers of gigabytes lie further apart than rows can: one copy for each.
-    for (size_t layer = 0; !in_rows && layer < num_layers && error == cudaSuccess; ++layer) {
-      error =
-          cudaMemcpyAsync(to + layer * to_pitch, from + layer * from_pitch, width, kind, stream_);
-    }
-    if (error != cudaSuccess) return error;
   }
-  return cudaSuccess;
+  flush();
+  return error;
 }
 
 }  // namespace flash_gqa

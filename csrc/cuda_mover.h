@@ -56,7 +56,6 @@ class CudaMover {
   CudaContext& context_;
   cudaStream_t stream_ = nullptr;
   cudaEvent_t moved_ = nullptr;
-  size_t longest_pitch_ = 0;  // of a copy of rows
   std::mutex mutex_;
   std::condition_variable changed_;
   std::deque<Task> tasks_;

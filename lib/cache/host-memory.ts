@@ -3,7 +3,7 @@
 //   slot      0 … n - 1          n … 2n - 1
 //   chunk   [numLayers, n, page] [numLayers, n, page] …       made as slots are first used, kept until dispose
 //
-// Pages that lie side by side in both move as one copy, whose rows are the layers.
+// Pages that lie side by side in both move as one row for each layer, and all rows of a chunk as one batch.
 
 import type { Device } from "../device";
 import { Memory } from "../memory";
