@@ -77,7 +77,7 @@ export class Sequence implements Disposable {
   /**
    * A new sequence with the same tokens. It shares every page; the partly filled last one is copied by whichever
    * branch writes to it first. Throws BUSY inside an open step or where no row of the page table is free
-   * (`maxSequences`).
+   * (`maxSequences`); INVALID_ARGUMENT where it is offloaded.
    */
   fork(): Sequence {
     return this.#ledger.fork(this);
@@ -91,7 +91,7 @@ export class Sequence implements Disposable {
     this.#ledger.truncate(this, length);
   }
 
-  /** Gives the pages back. Idempotent. Throws BUSY inside an open step. */
+  /** Gives the pages back, on the device or the host. Idempotent. Throws BUSY as long as others are at work on it. */
   close(): void {
     this.#ledger.close(this);
   }
