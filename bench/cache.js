@@ -140,8 +140,8 @@ const growth = (before, after) =>
     .join(", ");
 
 /**
- * A million verbs on one pool: the last tenth beside the first. Warmed up before, so that the first is no slower. On the
- * CPU back end whatever the device: the books are the same, and launches would be most of the time.
+ * A million verbs on one pool: the last tenth beside the first. Warmed up before, so that the first is no slower. On
+ * the CPU back end whatever the device: the books are the same, and launches would be most of the time.
  */
 async function* lifeRows(quick) {
   const device = await Device.open("cpu");

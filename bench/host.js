@@ -78,7 +78,7 @@ async function planning(device, length, repeats) {
   const requests = Array.from({ length: SEQUENCES }, () => [first.fork(), 1]);
   const times = { "plan + rollback": [], "plan + commit": [], "next + commit": [] };
   let step = null;
-  const timed = async (name, begin, counts) => {
+  const timed = async (name, begin) => {
     const start = performance.now();
     begin();
     const begun = performance.now();
@@ -86,13 +86,11 @@ async function planning(device, length, repeats) {
     await device.synchronize(); // kernels on every core would slow commit down
     const attended = performance.now();
     step.commit();
-    const us = (begun - start + performance.now() - attended) * 1000;
-    if (counts) times[name].push(us);
+    times[name].push((begun - start + performance.now() - attended) * 1000);
   };
-  // As often before, uncounted, as the compiler needs to settle.
-  for (let i = -4 * repeats; i < repeats; i++) {
-    await timed("plan + commit", () => (step = cache.plan(requests)), i >= 0);
-    await timed("next + commit", () => step.next(1), i >= 0);
+  for (let i = 0; i < repeats; i++) {
+    await timed("plan + commit", () => (step = cache.plan(requests)));
+    await timed("next + commit", () => step.next(1));
     step.dispose();
   }
   for (let i = 0; i < 4 * repeats; i++) {
