@@ -3,7 +3,7 @@
 const { parseArgs } = require("node:util");
 const { KERNEL_SUITES, kernelRows } = require("./cases");
 
-const SUITES = [...KERNEL_SUITES, "host", "cache"];
+const SUITES = [...KERNEL_SUITES, "host", "cache", "runner"];
 
 const USAGE = `npm run bench -- [options]
 
@@ -93,10 +93,10 @@ async function* suiteResults(device, suite, noise, peers, ceilings, args) {
   }
   const { cacheRows } = require("./cache");
   const { hostRows } = require("./host");
+  const { runnerRows } = require("./runner");
+  const rowsOf = { host: hostRows, cache: cacheRows, runner: runnerRows }[suite];
   let left = args.rows;
-  for await (const row of suite === "host"
-    ? hostRows(device, args.quick)
-    : cacheRows(device, args.quick)) {
+  for await (const row of rowsOf(device, args.quick)) {
     yield [row];
     if (--left === 0) return;
   }

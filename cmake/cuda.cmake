@@ -68,6 +68,7 @@ add_library(gqa_cuda OBJECT
   cuda/nn/embedding.cu
   cuda/nn/linear.cu
   cuda/nn/norm.cu
+  cuda/nn/small_linear.cu
   cuda/nn/sampling.cu)
 include(cuda/instances.cmake)
 flash_gqa_add_attention_instances(gqa_cuda)

@@ -163,6 +163,7 @@ class Backend {
   virtual void scatter(const ScatterParams& params) = 0;
 
   virtual void embedding(const EmbeddingParams& params) = 0;
+  // As attention_workspace().
   virtual size_t linear_workspace(const LinearParams& params) const = 0;
   virtual void linear(const LinearParams& params, void* workspace) = 0;
   virtual void rms_norm(const RmsNormParams& params) = 0;

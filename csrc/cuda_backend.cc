@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "../cuda/launch.h"
+#include "linear_steps.h"
 
 namespace flash_gqa {
 namespace {
@@ -355,12 +356,21 @@ void CudaBackend::embedding(const EmbeddingParams& params) {
   enqueue("embedding", [&](cudaStream_t stream) { return cuda::embedding(params, stream); });
 }
 size_t CudaBackend::linear_workspace(const LinearParams& params) const {
-  return cublas_ != nullptr ? CublasLt::workspace(params) : 0;
+  if (cuda::takes_small_linear(params)) return 0;
+  const LinearSteps steps(params, nullptr);
+  return steps.bytes + (cublas_ != nullptr ? CublasLt::workspace(steps.product) : 0);
 }
 void CudaBackend::linear(const LinearParams& params, void* workspace) {
   enqueue("linear", [&](cudaStream_t stream) {
-    if (cublas_ != nullptr && cublas_->linear(params, workspace, stream)) return cudaSuccess;
-    return cuda::linear(params, stream);
+    if (cuda::takes_small_linear(params))
+      return cuda::small_linear(params, traits_.num_sms, stream);
+    const LinearSteps steps(params, workspace);
+    cudaError_t error = steps.has_norm ? cuda::rms_norm(steps.norm, stream) : cudaSuccess;
+    if (error != cudaSuccess) return error;
+    void* rest = static_cast<char*>(workspace) + steps.bytes;
+    if (cublas_ == nullptr || !cublas_->linear(steps.product, rest, stream))
+      error = cuda::linear(steps.product, stream);
+    return error == cudaSuccess && steps.has_gate ? cuda::silu_mul(steps.gate, stream) : error;
   });
 }
 void CudaBackend::rms_norm(const RmsNormParams& params) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../backend.h"
+#include "../linear_steps.h"
 #include "../machine.h"
 #include "../pool.h"
 #include "kernels.h"
@@ -239,9 +240,15 @@ class CpuBackend : public Backend {
   void embedding(const EmbeddingParams& params) override {
     enqueue("embedding", [=] { cpu::embedding(params); });
   }
-  size_t linear_workspace(const LinearParams&) const override { return 0; }
-  void linear(const LinearParams& params, void*) override {
-    enqueue("linear", [=] { cpu::linear(params); });
+  size_t linear_workspace(const LinearParams& params) const override {
+    return LinearSteps(params, nullptr).bytes;
+  }
+  void linear(const LinearParams& params, void* workspace) override {
+    enqueue("linear", [steps = LinearSteps(params, workspace)] {
+      if (steps.has_norm) cpu::rms_norm(steps.norm);
+      cpu::linear(steps.product);
+      if (steps.has_gate) cpu::silu_mul(steps.gate);
+    });
   }
   void rms_norm(const RmsNormParams& params) override {
     enqueue("rmsNorm", [=] { cpu::rms_norm(params); });
