@@ -119,22 +119,4 @@ async function* hostRows(device, quick) {
   }
 }
 
-/** Pages taken and given back, by plans that are rolled back; µs per page, and per plan of one page. */
-async function* cacheRows(device, quick) {
-  for (const pages of [1, 1024]) {
-    const cache = device.createCache({ numLayers: 1, numKvHeads: 1, headDim: 8, maxTokens: 32768 });
-    const sequence = cache.open();
-    const times = [];
-    for (let i = 0; i < (quick ? 20 : 400); i++) {
-      const start = performance.now();
-      cache.plan([[sequence, 16 * pages]]).dispose();
-      times.push(((performance.now() - start) * 1000) / pages);
-      if (i % 10 === 0) await device.synchronize();
-    }
-    const params = { operation: `page alloc + free, ${pages} in a plan`, pageSize: 16 };
-    yield row("cache", params, median(times.slice(times.length / 4)));
-    cache.dispose();
-  }
-}
-
-module.exports = { cacheRows, hostRows };
+module.exports = { hostRows };

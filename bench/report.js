@@ -67,13 +67,14 @@ function headerLines(run, peersMissing) {
   ];
 }
 
-const WIDTHS = [41, 10, 15, 10, 9, 10, 10, 7];
+const WIDTHS = [58, 10, 15, 10, 9, 10, 10, 7];
 const line = (cells) =>
   cells.map((cell, i) => (i === 0 ? cell.padEnd(WIDTHS[i]) : cell.padStart(WIDTHS[i]))).join("");
 const micro = (us) => (us == null ? "–" : us < 100 ? us.toPrecision(3) : us.toFixed(0));
 
 function tableHead(suite) {
-  if (suite === "host" || suite === "cache") return `\n${line([suite, "us"])}`;
+  if (suite === "host") return `\n${line([suite, "us"])}`;
+  if (suite === "cache") return `\n${line([suite, "us", "rate", "floor us", "floor %"])}`;
   if (suite === "runner") return `\n${line([suite, "us/step", "rate"])}`;
   return `\n${line([suite, "us", "rate", "floor us", "floor %", "cudnn us", "fa2 us", "ratio"])}`;
 }
@@ -84,18 +85,23 @@ function tableRow(ours, peers) {
   if (ours.tokens_per_s !== undefined) {
     return line([name, micro(ours.us), `${ours.tokens_per_s.toFixed(0)} tokens/s`]);
   }
-  if (ours.floor_us === undefined) return line([name, micro(ours.us)]);
+  if (ours.floor_us === undefined) {
+    return line([name, micro(ours.us)]) + (ours.note === undefined ? "" : `  ${ours.note}`);
+  }
   const rate =
     ours.gbps === undefined
       ? `${ours.tflops.toPrecision(3)} TFLOP/s`
       : `${ours.gbps.toFixed(0)} GB/s`;
+  const share = ours.floor_us === null ? "–" : `${((100 * ours.floor_us) / ours.us).toFixed(0)} %`;
+  if (ours.suite === "cache")
+    return line([name, micro(ours.us), rate, micro(ours.floor_us), share]);
   const { cudnn, fa2 } = peers;
   return line([
     name,
     micro(ours.us),
     rate,
     micro(ours.floor_us),
-    ours.floor_us === null ? "–" : `${((100 * ours.floor_us) / ours.us).toFixed(0)} %`,
+    share,
     micro(cudnn?.us),
     micro(fa2?.us),
     cudnn === undefined ? "–" : (ours.us / cudnn.us).toFixed(2),

@@ -91,7 +91,8 @@ async function* suiteResults(device, suite, noise, peers, ceilings, args) {
     yield* kernelResults(device, suite, noise, peers, ceilings, args);
     return;
   }
-  const { cacheRows, hostRows } = require("./host");
+  const { cacheRows } = require("./cache");
+  const { hostRows } = require("./host");
   const { runnerRows } = require("./runner");
   const rowsOf = { host: hostRows, cache: cacheRows, runner: runnerRows }[suite];
   let left = args.rows;

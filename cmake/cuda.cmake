@@ -95,6 +95,7 @@ set(FLASH_GQA_CUDA_BACKEND
   csrc/cuda_context.cc
   csrc/cuda_loader.cc
   csrc/cuda_memory.cc
+  csrc/cuda_mover.cc
   csrc/cuda_probe.cc
   csrc/cuda_waiter.cc)
 set(FLASH_GQA_CUDA_LIBRARIES CUDA::cudart_static)

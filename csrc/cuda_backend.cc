@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "../cuda/launch.h"
-#include "cuda_probe.h"
 #include "linear_steps.h"
 
 namespace flash_gqa {
@@ -62,6 +61,8 @@ CudaBackend::CudaBackend(int32_t index)
   uploads_ = std::make_unique<UploadRing>(stream_.handle);
   waiter_ = std::make_unique<CudaWaiter>(context_);
   loader_ = std::make_unique<CudaLoader>(context_);
+  for (auto* movers : {to_host_, to_device_})
+    for (size_t i = 0; i < 2; ++i) movers[i] = std::make_unique<CudaMover>(context_);
   cublas_ = CublasLt::open();
 
   info_.kind = "cuda";
@@ -78,6 +79,8 @@ CudaBackend::CudaBackend(int32_t index)
 CudaBackend::~CudaBackend() {
   // At exit the driver may be gone already, and every call fails: nothing here minds.
   cudaSetDevice(context_.device());
+  for (auto* movers : {to_device_, to_host_})
+    for (size_t i = 0; i < 2; ++i) movers[i] = nullptr;
   loader_ = nullptr;
   waiter_ = nullptr;
   cudaStreamSynchronize(stream_.handle);
@@ -90,6 +93,8 @@ CudaBackend::~CudaBackend() {
 }
 
 void CudaBackend::abandon() {
+  for (auto* movers : {to_device_, to_host_})
+    for (size_t i = 0; i < 2; ++i) movers[i]->abandon();
   loader_->abandon();
   waiter_->abandon();
 }
@@ -256,6 +261,18 @@ void CudaBackend::synchronize(WaitCallback done) {
   end_wait(nullptr, std::move(done));
 }
 
+std::shared_ptr<HostBuffer> CudaBackend::host_buffer(size_t) {
+  const auto free = [this](PinnedPages* pages) { to_host_[0]->free(pages); };
+  return std::shared_ptr<PinnedPages>(new PinnedPages, free);
+}
+
+void CudaBackend::move_pages(MovePagesParams params, WaitCallback done) {
+  refuse_in_capture("movePages");
+  enter("movePages");
+  CudaMover& mover = *(params.to_host ? to_host_ : to_device_)[moves_++ % 2];
+  mover.push(std::move(params), std::move(done), stream_.handle);
+}
+
 void CudaBackend::begin_capture() {
   context_.enter();
   loader_->wait();
@@ -378,19 +395,6 @@ void CudaBackend::sample(const SampleParams& params, void* workspace) {
 }
 void CudaBackend::gather_rows(const GatherRowsParams& params) {
   enqueue("gatherRows", [&](cudaStream_t stream) { return cuda::gather_rows(params, stream); });
-}
-
-std::unique_ptr<Backend> make_cuda_backend(int32_t index) {
-  const CudaProbe probe = probe_cuda();
-  if (probe.device_count == 0) throw BackendError("DEVICE", "cuda: " + probe.reason);
-  if (index < 0 || index >= probe.device_count) {
-    throw BackendError("DEVICE", "cuda:" + std::to_string(index) + ": expected an index below " +
-                                     std::to_string(probe.device_count) +
-                                     ", the number of GPUs that this process sees");
-  }
-  const std::string reason = unusable_reason(index);
-  if (!reason.empty()) throw BackendError("DEVICE", "cuda: " + reason);
-  return std::make_unique<CudaBackend>(index);
 }
 
 }  // namespace flash_gqa

@@ -13,6 +13,7 @@
 #include "../machine.h"
 #include "../pool.h"
 #include "kernels.h"
+#include "page_moves.h"
 #include "parallel.h"
 #include "queue.h"
 
@@ -169,6 +170,13 @@ class CpuBackend : public Backend {
   }
   void synchronize(WaitCallback done) override {
     queue_.push({"synchronize", [=, this] { done(queue_.take_error()); }});
+  }
+
+  std::shared_ptr<HostBuffer> host_buffer(size_t bytes) override { return cpu::host_buffer(bytes); }
+  void move_pages(MovePagesParams params, WaitCallback done) override {
+    queue_.push({"movePages", [params = std::move(params), done = std::move(done)] {
+                   done(cpu::move_pages(params));
+                 }});
   }
 
   void begin_capture() override { recording_ = std::make_shared<std::vector<Task>>(); }

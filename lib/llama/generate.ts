@@ -7,10 +7,13 @@ import type { Sequence } from "../cache/sequence";
 import type { Step } from "../cache/step";
 import type { Device } from "../device";
 import { GqaError } from "../errors";
+import { throwIfAborted } from "../signal";
 import { Batch } from "./batch";
 import type { Settings } from "./options";
 import { StopFinder, StreamingDecoder } from "./stream-text";
 import type { Transformer } from "./transformer";
+
+const OPERATION = "Llama.generate";
 
 /**
  * "eos": a stop token came; "stop": a stop string; "length": maxTokens, or the end of the context.
@@ -123,7 +126,7 @@ export async function* generateParts(
   let texts: Text[] = [];
   let batch: Batch | null = null;
   try {
-    throwIfAborted(settings.signal);
+    throwIfAborted(OPERATION, settings.signal);
     for (const [index, prompt] of prompts.entries()) {
       const limit = Math.min(settings.maxTokens, engine.contextLength - prompt.length);
       const seq = engine.cache.open();
@@ -154,7 +157,7 @@ export async function* generateParts(
         // What was drawn ahead of a text's end is nobody's.
         if (!text.finished) yield text.push(drawn[row]!, top?.[row]);
       }
-      throwIfAborted(settings.signal);
+      throwIfAborted(OPERATION, settings.signal);
       if (texts.every((text) => text.finished)) return;
     }
   } finally {
@@ -224,20 +227,10 @@ function nextFits(step: Step): boolean {
   }
 }
 
-function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) {
-    const operation = "Llama.generate";
-    throw new GqaError("ABORTED", `${operation}: aborted by its signal`, {
-      operation,
-      cause: signal.reason,
-    });
-  }
-}
-
 /** The promise's value, or ABORTED as soon as the signal says so. */
 async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return promise;
-  throwIfAborted(signal);
+  throwIfAborted(OPERATION, signal);
   let onAbort = () => {};
   const aborted = new Promise<void>((resolve) => {
     onAbort = resolve;
@@ -245,7 +238,7 @@ async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undef
   });
   try {
     await Promise.race([promise, aborted]);
-    throwIfAborted(signal);
+    throwIfAborted(OPERATION, signal);
     return await promise;
   } finally {
     signal.removeEventListener("abort", onAbort);
