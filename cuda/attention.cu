@@ -136,7 +136,6 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.group_inverse = 65536 / args.group_size + 1;
   args.max_rows = max_rows;
   args.rows = rows;
-  args.overlaps = device.sm >= 90;
   // All blocks must be resident together: they wait for each other's parts.
   const size_t block_smem = plan.decode->smem + kReservedSmem;
   const auto fit = static_cast<int32_t>((device.max_smem + kReservedSmem) / block_smem);

@@ -3,6 +3,7 @@
 // design, the floors and the log.
 #pragma once
 
+#include "../dependent_launch.cuh"
 #include "../tile/softmax.cuh"
 #include "division.cuh"
 #include "merge.cuh"
@@ -205,9 +206,9 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
     attention_decode_kernel(const __grid_constant__ DecodeArgs args) {
   extern __shared__ __align__(128) unsigned char smem[];
   auto& shared = *reinterpret_cast<SharedStorage<T>*>(smem);
-  ptx::launch_dependents();
+  allow_dependents();
   touch_parameters(args, shared.bad[0][0]);
-  ptx::wait_for_prerequisites();
+  wait_for_prerequisites();
 
   const auto team = static_cast<int32_t>(blockIdx.y);
   Division division(args, team);

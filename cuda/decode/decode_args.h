@@ -29,7 +29,6 @@ struct DecodeArgs {
   int32_t team_blocks;    // num_kv_heads, or fewer: then each block takes several heads in turn
   int32_t teams;          // blocks = teams * team_blocks, all of which can be resident together
   int32_t teams_alone;    // with one block per multiprocessor
-  int32_t overlaps;       // 1: blocks may take their places while the launch before still runs
 
   // row / group_size, exact for the rows of a pair: r * group_size < 65536.
   GQA_HOST_DEVICE int32_t token_of(int32_t r) const { return (r * group_inverse) >> 16; }

@@ -11,19 +11,8 @@ cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
   const cudaError_t status = cudaFuncSetAttribute(
       attention_decode_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSmem);
   if (status != cudaSuccess) return status;
-  // Blocks of this launch may take their places while the one before still runs; they touch nothing
-  // until it is done.
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(args.team_blocks, args.teams);
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kSmem;
-  config.stream = stream;
-  config.attrs = &early;
-  config.numAttrs = args.overlaps != 0 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, attention_decode_kernel<T>, args);
+  return launch_dependent(attention_decode_kernel<T>, dim3(args.team_blocks, args.teams),
+                          dim3(kThreads), kSmem, stream, args);
 }
 
 template <class T>

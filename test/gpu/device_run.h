@@ -285,6 +285,8 @@ inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
   params.fault = dev_fault.as<int32_t>();
 
   device.num_sms = p.num_sms;
+  const Buffer counters(std::vector<int32_t>(cuda::kNumCounters, 0));
+  device.counters = counters.as<int32_t>();
   const Buffer workspace(cuda::attention_workspace(params, device));
   Outcome out{cudaSuccess, 0, false, HostTensor(p.dtype, 0), {}, cuda::explain(params, device)};
   out.status = cuda::attention(params, workspace.as<void>(), device, nullptr);
@@ -295,6 +297,8 @@ inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
   const std::vector<unsigned char> lse = dev_lse.download();
   out.lse.resize(lse.size() / sizeof(float));
   if (!lse.empty()) std::memcpy(out.lse.data(), lse.data(), lse.size());
+  for (const unsigned char byte : counters.download())
+    if (byte != 0) check(cudaErrorUnknown, "the counters are not as they were");
   std::memcpy(&out.fault, dev_fault.download().data(), sizeof(int32_t));
   out.guards_intact = dev_o.guards_intact() && dev_lse.guards_intact() &&
                       workspace.guards_intact() && dev_fault.guards_intact();
