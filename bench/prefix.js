@@ -126,7 +126,7 @@ async function* prefixRows(device, quick, row) {
   for (const [what, [method, time]] of Object.entries(parts)) {
     const run = (step) => model[method](step);
     const times = { cold: [], shared: [] };
-    for (let round = 0; round < (quick ? 2 : 11); round++) {
+    for (let round = 0; round < (quick ? 2 : 8); round++) {
       salt++;
       const cold = await prefill(device, cache, prompt, `${salt}`, run);
       const other = prompt.slice();
