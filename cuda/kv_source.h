@@ -39,20 +39,26 @@ struct Sequence {
   int32_t table_row;  // paged
 };
 
+struct PlainRead {
+  GQA_HOST_DEVICE int32_t operator()(const int32_t* word) const { return *word; }
+};
+
 // Sequence b of the batch. Lengths read from device memory are clamped to the buffers they index.
 // All of them are read before the first is looked at: their latencies overlap.
+template <class Read = PlainRead>
 GQA_HOST_DEVICE Sequence read_sequence(const BatchView& batch, const KvView& kv, int32_t b,
-                                       int32_t* fault) {
+                                       int32_t* fault, const Read& read = {}) {
   const bool paged = kv.page_table != nullptr;
   const bool ragged_q = batch.cu_seqlens_q != nullptr;
   const bool ragged_k = !paged && batch.cu_seqlens_k != nullptr;
-  const int32_t q_start = ragged_q ? batch.cu_seqlens_q[b] : b * batch.uniform_q_len;
-  const int32_t q_end = ragged_q ? batch.cu_seqlens_q[b + 1] : q_start + batch.uniform_q_len;
-  const int32_t k_start = ragged_k ? batch.cu_seqlens_k[b] : b * batch.uniform_kv_len;
-  const int32_t k_end = ragged_k ? batch.cu_seqlens_k[b + 1] : k_start + batch.uniform_kv_len;
+  const int32_t q_start = ragged_q ? read(batch.cu_seqlens_q + b) : b * batch.uniform_q_len;
+  const int32_t q_end = ragged_q ? read(batch.cu_seqlens_q + b + 1) : q_start + batch.uniform_q_len;
+  const int32_t k_start = ragged_k ? read(batch.cu_seqlens_k + b) : b * batch.uniform_kv_len;
+  const int32_t k_end =
+      ragged_k ? read(batch.cu_seqlens_k + b + 1) : k_start + batch.uniform_kv_len;
   const int32_t kv_len =
-      paged && batch.kv_lens != nullptr ? batch.kv_lens[b] : batch.uniform_kv_len;
-  const int32_t table_row = paged && kv.table_row != nullptr ? kv.table_row[b] : b;
+      paged && batch.kv_lens != nullptr ? read(batch.kv_lens + b) : batch.uniform_kv_len;
+  const int32_t table_row = paged && kv.table_row != nullptr ? read(kv.table_row + b) : b;
 
   Sequence s{};
   s.q_start = q_start;
@@ -155,8 +161,9 @@ struct KvSource {
 
   // The checked page id behind key `key` < kv_len, or -1 (reported): such keys must be treated as
   // masked.
-  GQA_HOST_DEVICE int32_t page_of(int32_t key) const {
-    const int32_t page = pages[key >> page_shift];
+  template <class Read = PlainRead>
+  GQA_HOST_DEVICE int32_t page_of(int32_t key, const Read& read = {}) const {
+    const int32_t page = read(pages + (key >> page_shift));
     if (page >= 0 && page < num_pages) return page;
     set_fault(fault, kFaultPageId);
     return -1;

@@ -29,8 +29,6 @@ struct Queries {
   struct Storage {};
   uint32_t a[T::kRowTiles][T::kHeadDim / 16][4];
 
-  // Any time before the first product: best behind the first keys that are asked for.
-  static constexpr bool kLoadsAlone = true;
   __device__ void load(Storage&, const DecodeArgs& args, const Pair& pair, int32_t kv_head) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -54,7 +52,6 @@ struct Queries {
 template <class T>
 struct Queries<T, false> {
   using Storage = SwizzledTile<typename T::Element, T::kRowTiles * kRowsPerTile, T::kHeadDim>;
-  static constexpr bool kLoadsAlone = false;  // all warps of the block together
   Storage* tile;
 
   __device__ void load(Storage& to, const DecodeArgs& args, const Pair& pair, int32_t kv_head) {
@@ -82,8 +79,10 @@ struct SharedStorage {
   Slab<T> ring[kWarps][T::kStages];
   SoftmaxState state[kWarps][T::kRowTiles * kRowsPerTile];
   uint32_t bad[kWarps][T::kStages];
-  SharedPair pending[2];  // the pair that this block begins with, and the one that it ends with
+  // The pair that this block begins with, the one that it ends with, and the one at hand.
+  SharedPair pairs[3];
   typename Queries<T>::Storage queries;
+  int32_t ignored_fault;  // of what is read before the launches in front are done
 };
 
 // Where a warp leaves its part of a 16-row tile: in the place of one slab, which has the same size.
@@ -98,49 +97,61 @@ __device__ __forceinline__ float* output_at(const Slab<T>& slab, int r, int col)
 
 // A block's share of one pair, up to the point where its warps have left their parts in shared
 // memory: slabs [first, last).
-template <class T>
-__device__ __forceinline__ void attend(SharedStorage<T>& shared, const DecodeArgs& args,
+//
+// While `guessed`, the launches in front may still be running, and all that was read so far is a
+// guess: it is good enough to know which keys to ask for behind them, since every guess lies within
+// its buffer. While those are on their way, holds() looks again. False: it does not hold.
+template <class T, class Holds>
+__device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArgs& args,
                                        const Pair& pair, int32_t kv_head, int32_t first,
-                                       int32_t last) {
+                                       int32_t last, bool guessed, const Holds& holds) {
   using Math = typename T::Math;
   const int warp = threadIdx.x / 32;
   const AttentionParams& params = args.params;
-  const KvSource source(params.kv, pair.sequence, params.num_kv_heads, kv_head, params.head_dim,
-                        params.fault);
+  KvSource source(params.kv, pair.sequence, params.num_kv_heads, kv_head, params.head_dim,
+                  guessed ? &shared.ignored_fault : params.fault);
   const TileRange tiles(pair.visible, kSlabKeys);
   const int32_t num_slabs = min_i32(last, tiles.count());  // a pair that sees no key has none
-  Queries<T> queries;
-  if constexpr (!Queries<T>::kLoadsAlone) queries.load(shared.queries, args, pair, kv_head);
   SlabRing<T> ring(params, source, tiles, pair.visible, shared.ring[warp], shared.bad[warp],
                    first + warp, num_slabs);
+  if (guessed) wait_for_prerequisites();
+  Queries<T> queries;
+  for (bool first_time = true;; first_time = false) {
+#pragma unroll 1
+    for (int stage = 0; stage < T::kStages; ++stage) ring.ask(stage);
+    if (first_time) queries.load(shared.queries, args, pair, kv_head);
+    if (!guessed || !first_time) break;
+    if (!holds()) {
+      ring.rewind();
+      return false;
+    }
+    source.fault = params.fault;
+    if (ring.look_up()) break;
+    ring.rewind();
+  }
   const KeyRange common = pair.mask.common(0, pair.sequence.q_len - 1);
   const Math math(threadIdx.x % 32);
   const LogitScale scale(params.sm_scale, params.soft_cap);
   SoftmaxState state[Math::kRows];
   float o[Math::kRows][Math::kCols] = {};
-  // The first kStages steps only ask.
   int stage = 0;
 #pragma unroll 1
-  for (int32_t i = first + warp - kWarps * T::kStages; i < num_slabs; i += kWarps) {
-    if (i >= first) {
-      if constexpr (Queries<T>::kLoadsAlone)
-        if (i == first + warp) queries.load(shared.queries, args, pair, kv_head);
-      ring.wait();
-      Slab<T>& slab = shared.ring[warp][stage];
-      float s[Math::kRows][Math::kKeys] = {};
-      queries.multiply(s, math, slab.k);
-      scale.apply<Math>(s);
-      if (!tile_is_full(common, tiles.key(i), kSlabKeys)) [[unlikely]]
-        mask_rows<kSlabKeys>(s, math, tiles.key(i), [&](int32_t r) {
-          return pair.mask.row(args.token_of(min_i32(r, pair.rows - 1)));
-        });
-      if (const uint32_t bad = shared.bad[warp][stage]; bad != 0) [[unlikely]]
-        mask_keys(s, math, bad);
-      update_softmax<Math>(s, state, o);
-      typename Math::Scratch scratch;
-      math.multiply_pv(o, s, slab.v, scratch);
-      __syncwarp();
-    }
+  for (int32_t i = first + warp; i < num_slabs; i += kWarps) {
+    ring.wait();
+    Slab<T>& slab = shared.ring[warp][stage];
+    float s[Math::kRows][Math::kKeys] = {};
+    queries.multiply(s, math, slab.k);
+    scale.apply<Math>(s);
+    if (!tile_is_full(common, tiles.key(i), kSlabKeys)) [[unlikely]]
+      mask_rows<kSlabKeys>(s, math, tiles.key(i), [&](int32_t r) {
+        return pair.mask.row(args.token_of(min_i32(r, pair.rows - 1)));
+      });
+    if (const uint32_t bad = shared.bad[warp][stage]; bad != 0) [[unlikely]]
+      mask_keys(s, math, bad);
+    update_softmax<Math>(s, state, o);
+    typename Math::Scratch scratch;
+    math.multiply_pv(o, s, slab.v, scratch);
+    __syncwarp();
     ring.ask(stage);
     if (++stage == T::kStages) stage = 0;
   }
@@ -159,6 +170,7 @@ __device__ __forceinline__ void attend(SharedStorage<T>& shared, const DecodeArg
           make_float2(o[i][j], o[i][j + 1]);
     if (math.leads_row()) shared.state[warp][r] = state[i];
   }
+  return true;
 }
 
 // Merges the parts that the block's warps have left: into the result, or into this block's part.
@@ -185,7 +197,7 @@ __device__ __forceinline__ void merge_warps(const SharedStorage<T>& shared, cons
     if (pair.parts == 1) {
       pair.out.template store<typename T::Element>(args, r, col, state, o);
     } else {
-      pair.template store_part<T::kHeadDim>(args, r, col, state, o);
+      pair.store_part(args, task, state, o);
     }
   }
 }
@@ -208,58 +220,66 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
   auto& shared = *reinterpret_cast<SharedStorage<T>*>(smem);
   allow_dependents();
   touch_parameters(args, shared.bad[0][0]);
-  wait_for_prerequisites();
 
   const auto team = static_cast<int32_t>(blockIdx.y);
-  Division division(args, team);
+  const int32_t batch = args.params.batch.batch_size;
+  // Lengths are read, and all that follows from them is worked out, while the launch before is still
+  // running. Large batches take longer than it pays.
+  bool guessed = batch <= 32;
+  if (!guessed) wait_for_prerequisites();
   int num_pending = 0;
-  for (auto kv_head = static_cast<int32_t>(blockIdx.x);;) {
+  for (auto kv_head = static_cast<int32_t>(blockIdx.x); kv_head < args.params.num_kv_heads;) {
+    Division division(args, team, guessed ? &shared.ignored_fault : args.params.fault);
     int32_t left = division.units_per_team;
     int32_t& b = division.b;
     int32_t& unit = division.unit;
     int64_t& b_first = division.b_first;
     Pair& pair = division.pair;
-    while (left > 0 && b < args.params.batch.batch_size) {
+    bool held = true;
+    if (guessed && b >= batch) {
+      wait_for_prerequisites();
+      held = false;
+    }
+    while (held && left > 0 && b < batch) {
       const int32_t units = division.units(pair.rounds());
       if (unit >= units) {
         unit -= units;
         b_first += units;
-        if (++b < args.params.batch.batch_size) pair = Pair(args, b);
+        if (++b < batch) pair = Pair(args, b, args.params.fault);
         continue;
       }
       const int32_t taken = min_i32(left, units - unit);
-      attend<T>(shared, args, pair, kv_head, unit * division.rounds_per_unit * kWarps,
-                (unit + taken) * division.rounds_per_unit * kWarps);
-      __syncthreads();
-
       // Where the sequence begins and ends, counted from this team's first unit.
       const int32_t per_team = division.units_per_team;
       const auto begins = static_cast<int32_t>(b_first - static_cast<int64_t>(team) * per_team);
       const bool one = per_team == 1;
       const int32_t before = begins >= 0 ? 0 : one ? -begins : (-begins + per_team - 1) / per_team;
       const int32_t behind = one ? begins + units - 1 : (begins + units - 1) / per_team;
-      const SharedPair shared_pair{{pair.sequence.q_start, kv_head, pair.rows},
-                                   (team - before) * args.team_blocks + kv_head,
-                                   args.team_blocks,
-                                   before + behind + 1,
-                                   before};
+      SharedPair& shared_pair = shared.pairs[num_pending];
+      if (threadIdx.x == 0)
+        shared_pair = SharedPair(args, {pair.sequence.q_start, kv_head, pair.rows},
+                                 T::kHeadDim / kQuad, team - before, before + behind + 1, before);
+
+      held = attend<T>(shared, args, pair, kv_head, unit * division.rounds_per_unit * kWarps,
+                       (unit + taken) * division.rounds_per_unit * kWarps, guessed, [&] {
+                         return batch == 1
+                                    ? pair.same_as(Pair(args, 0, args.params.fault))
+                                    : division.same_as(Division(args, team, args.params.fault));
+                       });
+      guessed = false;
+      if (!held) break;
+      __syncthreads();
       merge_warps<T>(shared, args, shared_pair);
-      if (shared_pair.parts > 1) {
-        if (threadIdx.x == 0) shared.pending[num_pending] = shared_pair;
-        ++num_pending;
-      }
+      if (before + behind > 0) ++num_pending;
       unit += taken;
       left -= taken;
       if (left > 0) __syncthreads();  // the ring takes slabs again
     }
-    // More heads than blocks: begin again. Nothing is kept for this rare case.
-    kv_head += args.team_blocks;
-    if (kv_head >= args.params.num_kv_heads) break;
-    __syncthreads();
-    division = Division(args, team);
+    guessed = false;
+    if (held) kv_head += args.team_blocks;
+    __syncthreads();  // the ring takes slabs again
   }
-  if (num_pending > 0) __syncthreads();
-  for (int i = 0; i < num_pending; ++i) shared.pending[i].template finish<T>(args);
+  for (int i = 0; i < num_pending; ++i) shared.pairs[i].template finish<T>(args);
 }
 
 }  // namespace flash_gqa::cuda::decode

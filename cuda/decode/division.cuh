@@ -21,6 +21,11 @@
 
 namespace flash_gqa::cuda::decode {
 
+// Past the L1: what is read before the launches in front are done must be read again behind them.
+struct FreshRead {
+  __device__ int32_t operator()(const int32_t* word) const { return __ldcg(word); }
+};
+
 // Sequence b as a decode launch sees it; slabs = 0 where it is another launch's.
 struct Pair {
   Sequence sequence;
@@ -29,14 +34,14 @@ struct Pair {
   int32_t rows;      // q_len * group_size
   int32_t slabs;     // at least 1: who sees no key still has rows to write
 
-  __device__ Pair(const DecodeArgs& args, int32_t b)
-      : sequence(read_sequence(args.params.batch, args.params.kv, b, args.params.fault)),
+  __device__ Pair(const DecodeArgs& args, int32_t b, int32_t* fault)
+      : sequence(read_sequence(args.params.batch, args.params.kv, b, fault, FreshRead{})),
         mask{sequence.q_len,
              sequence.kv_len,
              args.params.causal,
              args.params.window,
              args.params.sink_tokens,
-             args.params.prefix_lens != nullptr ? args.params.prefix_lens[b]
+             args.params.prefix_lens != nullptr ? FreshRead{}(args.params.prefix_lens + b)
                                                 : args.params.prefix_len},
         visible(mask.rows(0, sequence.q_len - 1)),
         rows(sequence.q_len * args.group_size),
@@ -45,6 +50,13 @@ struct Pair {
                   : max_i32(1, TileRange(visible, kSlabKeys).count())) {}
 
   __device__ int32_t rounds() const { return (slabs + kWarps - 1) / kWarps; }
+
+  // All else follows from these.
+  __device__ bool same_as(const Pair& p) const {
+    return sequence.q_start == p.sequence.q_start && sequence.q_len == p.sequence.q_len &&
+           sequence.kv_start == p.sequence.kv_start && sequence.kv_len == p.sequence.kv_len &&
+           sequence.table_row == p.sequence.table_row && mask.prefix_len == p.mask.prefix_len;
+  }
 
   // The pair of another lane.
   __device__ Pair from_lane(int lane) const {
@@ -74,8 +86,8 @@ struct Division {
   }
 
   // Every warp comes to the same result on its own: no barrier. Lane i looks at sequence i.
-  __device__ Division(const DecodeArgs& args, int32_t team)
-      : b(0), unit(team), b_first(0), pair(args, lane_sequence(args, 0)) {
+  __device__ Division(const DecodeArgs& args, int32_t team, int32_t* fault)
+      : b(0), unit(team), b_first(0), pair(args, lane_sequence(args, 0), fault) {
     const int32_t batch = args.params.batch.batch_size;
     if (batch == 1) {
       const int32_t rounds = pair.rounds();
@@ -85,7 +97,13 @@ struct Division {
       if (team * rounds_per_unit >= rounds) b = 1;
       return;
     }
-    locate(args, team);
+    locate(args, team, fault);
+  }
+
+  __device__ bool same_as(const Division& d) const {
+    return teams == d.teams && rounds_per_unit == d.rounds_per_unit &&
+           units_per_team == d.units_per_team && b == d.b && unit == d.unit &&
+           b_first == d.b_first && pair.same_as(d.pair);
   }
 
  private:
@@ -94,7 +112,7 @@ struct Division {
   }
 
   // One loop for both passes, because code that runs once costs more to fetch than to execute.
-  __device__ void locate(const DecodeArgs& args, int32_t team) {
+  __device__ void locate(const DecodeArgs& args, int32_t team, int32_t* fault) {
     const int32_t batch = args.params.batch.batch_size;
     const int32_t lane = threadIdx.x % 32;
     int64_t total = 0;
@@ -140,7 +158,7 @@ struct Division {
         if (team >= teams) return;
         if (batch <= 32) continue;
       }
-      pair = Pair(args, lane_sequence(args, at));
+      pair = Pair(args, lane_sequence(args, at), fault);
     }
   }
 

@@ -64,53 +64,61 @@ __device__ __forceinline__ bool is_empty(float x) { return __float_as_uint(x) ==
 // place has one reader.
 struct SharedPair {
   OutputRows out;
-  int32_t first;
-  int32_t stride;
   int32_t parts;
-  int32_t mine;  // the part of this block
+  int32_t at;      // this block's own place for the first four columns of the first row
+  int32_t first;   // that of the first part; a block can hold the last part of one pair and the
+                   // first of another, so that it has two
+  int32_t second;  // that of the second part, and
+  int32_t step;    // the distance from there to the third, and so on
+  int32_t begin;   // this block's share of the tasks, each four columns of one row, to be finished
+  int32_t end;     // by it
+  int32_t log_lanes;  // of the threads that share a task: as many as make work for the whole block
 
-  // A block can hold the last part of one pair and the first of another.
-  template <int kHeadDim>
-  __device__ int32_t place(const DecodeArgs& args, int32_t part, int32_t r, int32_t col) const {
-    const int32_t slot = 2 * (first + part * stride) + (part == 0 ? 1 : 0);
-    return (slot * args.rows + r) * (kHeadDim / kQuad) + col / kQuad;
+  // The parts belong to teams first_team, first_team + 1, ...; this block has part `mine`.
+  __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t quads,
+                        int32_t first_team, int32_t num_parts, int32_t mine)
+      : out(rows), parts(num_parts), log_lanes(0) {
+    const int32_t row_places = args.rows * quads;
+    const int32_t block = first_team * args.team_blocks + rows.kv_head;
+    step = 2 * args.team_blocks * row_places;
+    first = (2 * block + 1) * row_places;
+    second = 2 * block * row_places + step;
+    at = mine == 0 ? first : second + (mine - 1) * step;
+    const int32_t tasks = rows.rows * quads;
+    const int32_t share = (tasks + parts - 1) / parts;
+    begin = share * mine;
+    end = min_i32(tasks, begin + share);
+    while (log_lanes < 5 && (1 << log_lanes) < parts && (2 << log_lanes) * share <= kThreads)
+      ++log_lanes;
   }
 
-  template <int kHeadDim>
-  __device__ void store_part(const DecodeArgs& args, int32_t r, int32_t col, SoftmaxState state,
+  __device__ int32_t place(int32_t part, int32_t task) const {
+    return task + (part == 0 ? first : second + (part - 1) * step);
+  }
+
+  __device__ void store_part(const DecodeArgs& args, int32_t task, SoftmaxState state,
                              const float4& o) const {
-    const int32_t at = place<kHeadDim>(args, mine, r, col);
-    __stcg(args.part_o + at, o);
-    __stcg(args.part_state + at, make_float2(state.max, state.sum));
+    __stcg(args.part_o + at + task, o);
+    __stcg(args.part_state + at + task, make_float2(state.max, state.sum));
   }
 
   // Finishes this block's share of the rows, once the other blocks, all of which are resident, have
   // stored their parts.
   template <class T>
   __device__ void finish(const DecodeArgs& args) const {
-    constexpr int kHeadDim = T::kHeadDim;
-    constexpr int kQuads = kHeadDim / kQuad;
-    constexpr int kPartsAtOnce = T::kPartsAtOnce;
-    const int32_t tasks = out.rows * kQuads;  // four columns of one row
-    const int32_t share = (tasks + parts - 1) / parts;
-    const int32_t end = min_i32(tasks, share * (mine + 1));
-    // As many threads share a task as make work for the whole block.
-    int32_t log_lanes = 0;
-    while (log_lanes < 5 && (1 << log_lanes) < parts && (2 << log_lanes) * share <= kThreads)
-      ++log_lanes;
+    constexpr int kQuads = T::kHeadDim / kQuad;
     const int32_t lanes = 1 << log_lanes;
     const int32_t lane = threadIdx.x & (lanes - 1);
 #pragma unroll 1
-    for (int32_t base = share * mine; base < end; base += kThreads >> log_lanes) {
+    for (int32_t base = begin; base < end; base += kThreads >> log_lanes) {
       const int32_t task = base + (static_cast<int32_t>(threadIdx.x) >> log_lanes);
-      const int32_t r = task / kQuads;
       const int32_t col = task % kQuads * kQuad;
       const bool valid = task < end && col < args.params.head_dim;
       SoftmaxState state;
       float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 1
-      for (int32_t part = valid ? lane : parts; part < parts; part += kPartsAtOnce * lanes)
-        take_parts<T>(args, part, lanes, r, col, state, o);
+      for (int32_t part = valid ? lane : parts; part < parts; part += T::kPartsAtOnce * lanes)
+        take_parts<T>(args, part, lanes, task, state, o);
       const SoftmaxState own = state;
 #pragma unroll 1
       for (int32_t by = 1; by < lanes; by *= 2)
@@ -126,16 +134,15 @@ struct SharedPair {
         o.z += __shfl_xor_sync(0xffffffffu, o.z, by);
         o.w += __shfl_xor_sync(0xffffffffu, o.w, by);
       }
-      if (valid && lane == 0) out.store<typename T::Element>(args, r, col, state, o);
+      if (valid && lane == 0) out.store<typename T::Element>(args, task / kQuads, col, state, o);
     }
   }
 
  private:
-  // Parts `part`, `part` + step, ...: kPartsAtOnce of them.
+  // Parts `part`, `part` + lanes, ...: kPartsAtOnce of them.
   template <class T>
-  __device__ __forceinline__ void take_parts(const DecodeArgs& args, int32_t part, int32_t step,
-                                             int32_t r, int32_t col, SoftmaxState& state,
-                                             float4& o) const {
+  __device__ __forceinline__ void take_parts(const DecodeArgs& args, int32_t part, int32_t lanes,
+                                             int32_t task, SoftmaxState& state, float4& o) const {
     constexpr int kPartsAtOnce = T::kPartsAtOnce;
     float2 s[kPartsAtOnce];
     float4 x[kPartsAtOnce];
@@ -146,8 +153,8 @@ struct SharedPair {
       for (int i = 0; i < kPartsAtOnce; ++i) {
         s[i] = make_float2(minus_infinity(), 0.0f);
         x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (part + i * step >= parts) continue;
-        const int32_t at = place<T::kHeadDim>(args, part + i * step, r, col);
+        if (part + i * lanes >= parts) continue;
+        const int32_t at = place(part + i * lanes, task);
         s[i] = __ldcv(args.part_state + at);
         x[i] = __ldcv(args.part_o + at);
         missing |= is_empty(s[i].x) || is_empty(s[i].y) || is_empty(x[i].x) || is_empty(x[i].y) ||
@@ -163,8 +170,8 @@ struct SharedPair {
 #pragma unroll
     for (int i = 0; i < kPartsAtOnce; ++i) {
       state_add(state, o, SoftmaxState{s[i].x, s[i].y}, x[i]);
-      if (part + i * step >= parts) continue;
-      const int32_t at = place<T::kHeadDim>(args, part + i * step, r, col);
+      if (part + i * lanes >= parts) continue;
+      const int32_t at = place(part + i * lanes, task);
       __stcg(args.part_state + at, make_float2(empty, empty));
       __stcg(args.part_o + at, make_float4(empty, empty, empty, empty));
     }

@@ -4,7 +4,7 @@
 
 #include "../kv_source.h"
 #include "../tile/mma.cuh"
-#include "decode_args.h"
+#include "division.cuh"
 
 namespace flash_gqa::cuda::decode {
 
@@ -46,9 +46,10 @@ struct SlabRing {
   const KvSource& source;
   const TileRange tiles;
   const KeyRange visible;
-  Slab<T>* const slabs;   // [kStages]
-  uint32_t* const bad;    // [kStages] keys of the slab whose page id is invalid, one bit each
-  const int32_t end;      // this warp works on slabs first, first + kWarps, ... below end
+  Slab<T>* const slabs;  // [kStages]
+  uint32_t* const bad;   // [kStages] keys of the slab whose page id is invalid, one bit each
+  const int32_t begin;   // this warp works on slabs begin, begin + kWarps, ... below end
+  const int32_t end;
   int32_t next;           // the next slab to be asked for
   const Element* k_lane;  // this lane's first 16 bytes of the source's first row
   const Element* v_lane;
@@ -65,6 +66,7 @@ struct SlabRing {
         visible(keys),
         slabs(places),
         bad(bad_keys),
+        begin(first),
         end(last),
         next(first) {
     const int lane = threadIdx.x % 32;
@@ -75,10 +77,26 @@ struct SlabRing {
     v_lane = source.paged() ? k_lane + source.v_in_page
                             : static_cast<const Element*>(params.kv.v) + source.v_base +
                                   row * source.v_stride_token + col;
-    if (whole_pages()) {
-      pages_now = page_of(next + lane * kWarps);
-      pages_next = page_of(next + (32 + lane) * kWarps);
-    }
+    look_up();
+  }
+
+  // The first pages. False: they are not those that were found before, or not remembered.
+  __device__ bool look_up() {
+    if (!whole_pages()) return !source.paged();
+    const int lane = threadIdx.x % 32;
+    const int32_t now = page_of(begin + lane * kWarps);
+    const int32_t behind = page_of(begin + (32 + lane) * kWarps);
+    const bool same = __all_sync(0xffffffffu, now == pages_now && behind == pages_next);
+    pages_now = now;
+    pages_next = behind;
+    return same;
+  }
+  // Forgets what was asked for.
+  __device__ void rewind() {
+    ptx::cp_async_wait<0>();
+    __syncwarp();
+    next = begin;
+    page_at = 0;
   }
 
   // A slab lies in one page: its id is read once, and 32 of them at a time.
@@ -86,7 +104,7 @@ struct SlabRing {
     return source.paged() && source.page_mask + 1 >= kSlabKeys;
   }
   __device__ int32_t page_of(int32_t slab) const {
-    return slab < end ? source.page_of(tiles.key(slab)) : 0;
+    return slab < end ? source.page_of(tiles.key(slab), FreshRead{}) : 0;
   }
 
   __device__ void ask(int stage) {

@@ -125,6 +125,9 @@ std::string check_program(const Program& p, const Values& x, const Answer& want,
   if (!expects_fault || !is_hopper)
     if (const std::string wrong = compare(p, want, first); !wrong.empty()) return wrong;
   if (!same_bits(first, run(p, x, device, p.data_seed + 1))) return "a second run differs";
+  const Outcome late = run(p, x, device, p.data_seed + 1, true);
+  if (late.fault != first.fault) return "lengths written late: fault " + std::to_string(late.fault);
+  if (!same_bits(first, late)) return "lengths written late: the answer differs";
 
   Program other = p;  // the same keys elsewhere
   if (p.bad_page < 0) {

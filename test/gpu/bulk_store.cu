@@ -5,10 +5,10 @@
 //
 //   nvcc -gencode=arch=compute_90a,code=sm_90a -o bulk_store test/gpu/bulk_store.cu
 //   compute-sanitizer --tool initcheck ./bulk_store
+#include <cuda_runtime.h>
+
 #include <cstdint>
 #include <cstdio>
-
-#include <cuda_runtime.h>
 
 __global__ void store(int* out) {
   __shared__ alignas(128) int tile[32];
