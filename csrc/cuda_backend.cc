@@ -11,9 +11,6 @@
 namespace flash_gqa {
 namespace {
 
-// The fault word, and behind it the counters of cuda/attention.h.
-constexpr size_t kWordBytes = (1 + cuda::kNumCounters) * sizeof(int32_t);
-
 bool is_set(const char* name) {
   const char* value = std::getenv(name);
   return value != nullptr && std::strcmp(value, "1") == 0;
@@ -55,12 +52,11 @@ CudaBackend::CudaBackend(int32_t index)
   context_.check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "device");
   blocks_ = std::make_unique<CudaBlocks>(stream_.handle);
   pool_ = std::make_unique<Pool>(*blocks_);
-  fault_ = static_cast<int32_t*>(pool_->allocate(kWordBytes));
+  fault_ = static_cast<int32_t*>(pool_->allocate(kSharedBytes));
+  context_.check(cudaMemsetAsync(fault_, 0xff, kSharedBytes, stream_.handle), "device");
   context_.check(cudaMemsetAsync(fault_, 0, kWordBytes, stream_.handle), "device");
   traits_.counters = fault_ + 1;
-  merge_places_ = pool_->allocate(cuda::kMergeBytes);
-  context_.check(cudaMemsetAsync(merge_places_, 0xff, cuda::kMergeBytes, stream_.handle), "device");
-  traits_.merge_places = merge_places_;
+  traits_.merge_places = reinterpret_cast<char*>(fault_) + kWordBytes;
   uploads_ = std::make_unique<UploadRing>(stream_.handle);
   waiter_ = std::make_unique<CudaWaiter>(context_);
   loader_ = std::make_unique<CudaLoader>(context_);
@@ -87,8 +83,7 @@ CudaBackend::~CudaBackend() {
   loader_ = nullptr;
   waiter_ = nullptr;
   cudaStreamSynchronize(stream_.handle);
-  pool_->release(merge_places_, cuda::kMergeBytes);
-  pool_->release(fault_, kWordBytes);
+  pool_->release(fault_, kSharedBytes);
   cublas_ = nullptr;
   uploads_ = nullptr;
   pool_ = nullptr;

@@ -97,6 +97,11 @@ class CudaBackend : public Backend {
   void read_large(void* dst, DType to, const void* src, DType from, size_t elements,
                   WaitCallback done);
 
+  // The fault word, then the counters and the places of cuda/attention.h.
+  static constexpr size_t kWordBytes = 256;
+  static constexpr size_t kSharedBytes = kWordBytes + cuda::kMergeBytes;
+  static_assert((1 + cuda::kNumCounters) * sizeof(int32_t) <= kWordBytes);
+
   CudaContext context_;
   DeviceInfo info_{};
   cuda::DeviceTraits traits_{};
@@ -106,8 +111,7 @@ class CudaBackend : public Backend {
   bool fault_named_ = false;  // with sync_each_: recent_ holds the operation that set the fault
   RecentOperations recent_;
   Stream stream_;
-  int32_t* fault_ = nullptr;      // device memory, of the pool
-  void* merge_places_ = nullptr;  // likewise
+  int32_t* fault_ = nullptr;  // device memory, of the pool
   std::unique_ptr<CublasLt> cublas_;
   std::unique_ptr<CudaBlocks> blocks_;
   std::unique_ptr<Pool> pool_;
