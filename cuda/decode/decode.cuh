@@ -11,77 +11,45 @@
 
 namespace flash_gqa::cuda::decode {
 
-template <class Element>
-__device__ __forceinline__ const Element* query_row(const DecodeArgs& args, const Pair& pair,
-                                                    int32_t kv_head, int32_t r) {
-  const int32_t token = args.token_of(r);
-  const int32_t head = kv_head * args.group_size + r - token * args.group_size;
-  return static_cast<const Element*>(args.params.q) +
-         (static_cast<int64_t>(pair.sequence.q_start) + token) * args.params.q_stride_token +
-         static_cast<int64_t>(head) * args.params.head_dim;
-}
-
-// The queries of one pair, as operand A of every product with its keys: 16 rows in registers, which
-// leaves shared memory to the keys; 32 rows in shared memory, because registers do not hold them
-// beside their outputs. Columns that do not exist are zeros; rows that do not exist repeat the last.
-template <class T, bool kInRegisters = T::kRowTiles == 1>
-struct Queries {
-  struct Storage {};
-  uint32_t a[T::kRowTiles][T::kHeadDim / 16][4];
-
-  __device__ void load(Storage&, const DecodeArgs& args, const Pair& pair, int32_t kv_head) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll
-    for (int i = 0; i < 2 * T::kRowTiles; ++i) {
-      const int32_t r = i / 2 * 16 + i % 2 * 8 + lane / 4;
-      const auto* q = reinterpret_cast<const uint32_t*>(
-          query_row<typename T::Element>(args, pair, kv_head, min_i32(r, pair.rows - 1)) +
-          lane % 4 * 2);
-#pragma unroll
-      for (int c = 0; c < T::kHeadDim / 8; ++c)
-        a[i / 2][c / 2][c % 2 * 2 + i % 2] = c * 8 < args.params.head_dim ? q[c * 4] : 0;
-    }
-  }
-  template <class Math, class KTile>
-  __device__ void multiply(float (&s)[Math::kRows][Math::kKeys], const Math& math,
-                           const KTile& k) const {
-    math.multiply_qk(s, a, k);
-  }
+// The 16 rows of one pair that a block works on: rows first_row .. first_row + rows - 1.
+struct RowTile {
+  int32_t kv_head;
+  int32_t first_row;
+  int32_t rows;
 };
 
+// The queries of a row tile, as operand A of every product with its keys, in registers: shared memory
+// is the keys'. Columns that do not exist are zeros; rows that do not exist repeat the last.
 template <class T>
-struct Queries<T, false> {
-  using Storage = SwizzledTile<typename T::Element, T::kRowTiles * kRowsPerTile, T::kHeadDim>;
-  Storage* tile;
+struct Queries {
+  uint32_t a[1][T::kHeadDim / 16][4];
 
-  __device__ void load(Storage& to, const DecodeArgs& args, const Pair& pair, int32_t kv_head) {
-    tile = &to;
-    constexpr int kRowChunks = Storage::kChunks;
-    for (int at = threadIdx.x; at < T::kRowTiles * kRowsPerTile * kRowChunks; at += kThreads) {
-      const int32_t r = at / kRowChunks;
-      const int col = at % kRowChunks * Storage::kChunk;
-      const auto* q =
-          query_row<typename T::Element>(args, pair, kv_head, min_i32(r, pair.rows - 1));
-      *reinterpret_cast<uint4*>(to.data + Storage::offset(r, at % kRowChunks) / 2) =
-          col < args.params.head_dim ? *reinterpret_cast<const uint4*>(q + col) : uint4{};
+  __device__ Queries() {}
+  __device__ void load(const DecodeArgs& args, const Pair& pair, const RowTile& tile) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t r = tile.first_row + min_i32(i * 8 + lane / 4, tile.rows - 1);
+      const int32_t token = args.token_of(r);
+      const int32_t head = tile.kv_head * args.group_size + r - token * args.group_size;
+      const auto* q = reinterpret_cast<const uint32_t*>(
+          static_cast<const typename T::Element*>(args.params.q) +
+          (static_cast<int64_t>(pair.sequence.q_start) + token) * args.params.q_stride_token +
+          static_cast<int64_t>(head) * args.params.head_dim + lane % 4 * 2);
+#pragma unroll
+      for (int c = 0; c < T::kHeadDim / 8; ++c)
+        a[0][c / 2][c % 2 * 2 + i] = c * 8 < args.params.head_dim ? q[c * 4] : 0;
     }
-    __syncthreads();
-  }
-  template <class Math, class KTile>
-  __device__ void multiply(float (&s)[Math::kRows][Math::kKeys], const Math& math,
-                           const KTile& k) const {
-    math.multiply_qk(s, *tile, k);
   }
 };
 
 template <class T>
 struct SharedStorage {
   Slab<T> ring[kWarps][T::kStages];
-  SoftmaxState state[kWarps][T::kRowTiles * kRowsPerTile];
+  SoftmaxState state[kWarps][kRowsPerTile];
   uint32_t bad[kWarps][T::kStages];
   // The pair that this block begins with, the one that it ends with, and the one at hand.
   SharedPair pairs[3];
-  typename Queries<T>::Storage queries;
   int32_t ignored_fault;  // of what is read before the launches in front are done
 };
 
@@ -103,12 +71,12 @@ __device__ __forceinline__ float* output_at(const Slab<T>& slab, int r, int col)
 // its buffer. While those are on their way, holds() looks again. False: it does not hold.
 template <class T, class Holds>
 __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArgs& args,
-                                       const Pair& pair, int32_t kv_head, int32_t first,
+                                       const Pair& pair, const RowTile& rows, int32_t first,
                                        int32_t last, bool guessed, const Holds& holds) {
   using Math = typename T::Math;
   const int warp = threadIdx.x / 32;
   const AttentionParams& params = args.params;
-  KvSource source(params.kv, pair.sequence, params.num_kv_heads, kv_head, params.head_dim,
+  KvSource source(params.kv, pair.sequence, params.num_kv_heads, rows.kv_head, params.head_dim,
                   guessed ? &shared.ignored_fault : params.fault);
   const TileRange tiles(pair.visible, kSlabKeys);
   const int32_t num_slabs = min_i32(last, tiles.count());  // a pair that sees no key has none
@@ -119,7 +87,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   for (bool first_time = true;; first_time = false) {
 #pragma unroll 1
     for (int stage = 0; stage < T::kStages; ++stage) ring.ask(stage);
-    if (first_time) queries.load(shared.queries, args, pair, kv_head);
+    if (first_time) queries.load(args, pair, rows);
     if (!guessed || !first_time) break;
     if (!holds()) {
       ring.rewind();
@@ -140,11 +108,11 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     ring.wait();
     Slab<T>& slab = shared.ring[warp][stage];
     float s[Math::kRows][Math::kKeys] = {};
-    queries.multiply(s, math, slab.k);
+    math.multiply_qk(s, queries.a, slab.k);
     scale.apply<Math>(s);
     if (!tile_is_full(common, tiles.key(i), kSlabKeys)) [[unlikely]]
       mask_rows<kSlabKeys>(s, math, tiles.key(i), [&](int32_t r) {
-        return pair.mask.row(args.token_of(min_i32(r, pair.rows - 1)));
+        return pair.mask.row(args.token_of(rows.first_row + min_i32(r, rows.rows - 1)));
       });
     if (const uint32_t bad = shared.bad[warp][stage]; bad != 0) [[unlikely]]
       mask_keys(s, math, bad);
@@ -162,11 +130,11 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
 #pragma unroll
   for (int i = 0; i < Math::kRows; ++i) {
     const int r = math.row(i);
-    if (r >= pair.rows) continue;
+    if (r >= rows.rows) continue;
 #pragma unroll
     for (int j = 0; j < Math::kCols; j += 2)
-      *reinterpret_cast<float2*>(output_at(shared.ring[warp][i / 2], r % kRowsPerTile,
-                                           math.first_col() + Math::col_step(j))) =
+      *reinterpret_cast<float2*>(
+          output_at(shared.ring[warp][0], r, math.first_col() + Math::col_step(j))) =
           make_float2(o[i][j], o[i][j + 1]);
     if (math.leads_row()) shared.state[warp][r] = state[i];
   }
@@ -190,7 +158,7 @@ __device__ __forceinline__ void merge_warps(const SharedStorage<T>& shared, cons
     float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (int warp = 0; warp < kWarps; ++warp) {
-      const float* part = output_at(shared.ring[warp][r / kRowsPerTile], r % kRowsPerTile, col);
+      const float* part = output_at(shared.ring[warp][0], r, col);
       state_add(state, o, shared.state[warp][r], *reinterpret_cast<const float4*>(part));
     }
     if (col >= args.params.head_dim) continue;
@@ -228,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
   bool guessed = batch <= 32;
   if (!guessed) wait_for_prerequisites();
   int num_pending = 0;
-  for (auto kv_head = static_cast<int32_t>(blockIdx.x); kv_head < args.params.num_kv_heads;) {
+  for (auto x = static_cast<int32_t>(blockIdx.x); x < args.params.num_kv_heads * args.row_tiles;) {
     Division division(args, team, guessed ? &shared.ignored_fault : args.params.fault);
     int32_t left = division.units_per_team;
     int32_t& b = division.b;
@@ -249,6 +217,9 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
         continue;
       }
       const int32_t taken = min_i32(left, units - unit);
+      const int32_t kv_head = args.row_tiles == 1 ? x : x / args.row_tiles;
+      const int32_t first_row = (x - kv_head * args.row_tiles) * kRowsPerTile;
+      const RowTile rows{kv_head, first_row, min_i32(kRowsPerTile, pair.rows - first_row)};
       // Where the sequence begins and ends, counted from this team's first unit.
       const int32_t per_team = division.units_per_team;
       const auto begins = static_cast<int32_t>(b_first - static_cast<int64_t>(team) * per_team);
@@ -257,10 +228,11 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
       const int32_t behind = one ? begins + units - 1 : (begins + units - 1) / per_team;
       SharedPair& shared_pair = shared.pairs[num_pending];
       if (threadIdx.x == 0)
-        shared_pair = SharedPair(args, {pair.sequence.q_start, kv_head, pair.rows},
-                                 T::kHeadDim / kQuad, team - before, before + behind + 1, before);
+        shared_pair =
+            SharedPair(args, {pair.sequence.q_start, kv_head, first_row, max_i32(0, rows.rows)}, x,
+                       T::kHeadDim / kQuad, team - before, before + behind + 1, before);
 
-      held = attend<T>(shared, args, pair, kv_head, unit * division.rounds_per_unit * kWarps,
+      held = attend<T>(shared, args, pair, rows, unit * division.rounds_per_unit * kWarps,
                        (unit + taken) * division.rounds_per_unit * kWarps, guessed, [&] {
                          return batch == 1
                                     ? pair.same_as(Pair(args, 0, args.params.fault))
@@ -276,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
       if (left > 0) __syncthreads();  // the ring takes slabs again
     }
     guessed = false;
-    if (held) kv_head += args.team_blocks;
+    if (held) x += args.team_blocks;
     __syncthreads();  // the ring takes slabs again
   }
   for (int i = 0; i < num_pending; ++i) shared.pairs[i].template finish<T>(args);

@@ -15,25 +15,12 @@ cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
                           dim3(kThreads), kSmem, stream, args);
 }
 
-template <class T>
-constexpr DecodeVariant variant(const char* name) {
-  return {T::kHeadDim, T::kRowTiles * kRowsPerTile, T::kBlocksPerSm, sizeof(SharedStorage<T>), name,
-          launch<T>};
-}
-
 template <class Element, int kHeadDim>
-const DecodeFamily& decode_family() {
-  // 32 rows of more columns would not fit into 255 registers.
-  if constexpr (kHeadDim <= 128) {
-    static constexpr DecodeFamily family{
-        {variant<Traits<Element, kHeadDim, 1>>("decode mma 16x16"),
-         variant<Traits<Element, kHeadDim, 2>>("decode mma 32x16")}};
-    return family;
-  } else {
-    static constexpr DecodeFamily family{
-        {variant<Traits<Element, kHeadDim, 1>>("decode mma 16x16"), DecodeVariant{}}};
-    return family;
-  }
+const DecodeVariant& decode_variant() {
+  using T = Traits<Element, kHeadDim>;
+  static constexpr DecodeVariant variant{kHeadDim, T::kBlocksPerSm, sizeof(SharedStorage<T>),
+                                         "decode mma 16x16", launch<T>};
+  return variant;
 }
 
 }  // namespace flash_gqa::cuda::decode

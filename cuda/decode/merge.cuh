@@ -9,18 +9,19 @@ namespace flash_gqa::cuda::decode {
 
 constexpr int kQuad = 4;  // columns that a thread merges at a time
 
-// Rows of one pair on their way out.
+// The row tile of a block on its way out.
 struct OutputRows {
   int32_t q_start;
   int32_t kv_head;
+  int32_t first_row;
   int32_t rows;
 
   template <class Element>
   __device__ void store(const DecodeArgs& args, int32_t r, int32_t col, SoftmaxState state,
                         float4 o) const {
     const AttentionParams& params = args.params;
-    const int32_t token = args.token_of(r);
-    const int32_t head = kv_head * args.group_size + r - token * args.group_size;
+    const int32_t token = args.token_of(first_row + r);
+    const int32_t head = kv_head * args.group_size + first_row + r - token * args.group_size;
     const int64_t row = (static_cast<int64_t>(q_start) + token) * params.num_q_heads + head;
     float scale = 1.0f;
     if (params.sink_logits != nullptr) scale = state.add_sink(params.sink_logits[head]);
@@ -74,12 +75,13 @@ struct SharedPair {
   int32_t end;     // by it
   int32_t log_lanes;  // of the threads that share a task: as many as make work for the whole block
 
-  // The parts belong to teams first_team, first_team + 1, ...; this block has part `mine`.
-  __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t quads,
+  // The parts belong to teams first_team, first_team + 1, ...; this
+  // block, the x-th of its team, has part `mine`.
+  __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t x, int32_t quads,
                         int32_t first_team, int32_t num_parts, int32_t mine)
       : out(rows), parts(num_parts), log_lanes(0) {
     const int32_t row_places = args.rows * quads;
-    const int32_t block = first_team * args.team_blocks + rows.kv_head;
+    const int32_t block = first_team * args.team_blocks + x;
     step = 2 * args.team_blocks * row_places;
     first = (2 * block + 1) * row_places;
     second = 2 * block * row_places + step;

@@ -8,20 +8,17 @@
 
 namespace flash_gqa::cuda::decode {
 
-template <class ElementType, int kDim, int kTiles>
+template <class ElementType, int kDim>
 struct Traits {
   using Element = ElementType;
   static constexpr int kHeadDim = kDim;
-  static constexpr int kRowTiles = kTiles;  // of 16 rows
-  using Math = MmaMath<Element, kHeadDim, 1, kRowTiles, 1, kSlabKeys>;
+  using Math = MmaMath<Element, kHeadDim, 1, 1, 1, kSlabKeys>;
   using Tile = SwizzledTile<Element, kSlabKeys, kHeadDim>;
   // 96 KB in flight for each block, which two blocks of a multiprocessor and the 99 KB of sm_86 and
   // sm_89 have room for; 192 KB, and one block, where two stages are the least.
   static constexpr int kStages = kHeadDim == 256 ? 3 : 96 * 1024 / (kWarps * 64 * kHeadDim);
-  // Many rows make many parts for each thread, few rows hardly more than one.
-  static constexpr int kPartsAtOnce = kRowTiles == 1 ? 2 : 4;
-  // Two, so that one reads while the other merges; with 32 rows, merging more parts costs more.
-  static constexpr int kBlocksPerSm = kHeadDim == 256 || kRowTiles == 2 ? 1 : 2;
+  static constexpr int kPartsAtOnce = 2;
+  static constexpr int kBlocksPerSm = kHeadDim == 256 ? 1 : 2;
 };
 
 template <class T>
