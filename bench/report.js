@@ -16,10 +16,11 @@ function ask(command, ...args) {
   }
 }
 
-/** Of the tree that runs; FLASH_GQA_COMMIT names it where the sources travelled without git. */
+/** Of the tree that runs; FLASH_GQA_COMMIT names it where the sources travelled without their history. */
 function commit() {
+  if (process.env.FLASH_GQA_COMMIT) return process.env.FLASH_GQA_COMMIT;
   const id = ask("git", "rev-parse", "--short=12", "HEAD");
-  if (id === "") return process.env.FLASH_GQA_COMMIT ?? "unknown";
+  if (id === "") return "unknown";
   return ask("git", "status", "--porcelain", "--untracked-files=no") === "" ? id : `${id}+changes`;
 }
 
@@ -66,38 +67,48 @@ function headerLines(run, peersMissing) {
   ];
 }
 
-const WIDTHS = [41, 10, 15, 10, 9, 10, 10, 7];
+const WIDTHS = [58, 10, 15, 10, 9, 10, 10, 7];
 const line = (cells) =>
   cells.map((cell, i) => (i === 0 ? cell.padEnd(WIDTHS[i]) : cell.padStart(WIDTHS[i]))).join("");
 const micro = (us) => (us == null ? "–" : us < 100 ? us.toPrecision(3) : us.toFixed(0));
 
 function tableHead(suite) {
-  if (suite === "host" || suite === "cache") return `\n${line([suite, "us"])}`;
+  if (suite === "host") return `\n${line([suite, "us"])}`;
+  if (suite === "cache") return `\n${line([suite, "us", "rate", "floor us", "floor %"])}`;
+  if (suite === "runner") return `\n${line([suite, "us/step", "rate"])}`;
   return `\n${line([suite, "us", "rate", "floor us", "floor %", "cudnn us", "fa2 us", "ratio"])}`;
 }
 
 /** One line of the table: ours, the floor, the peers; ratio is our time over cuDNN's. */
 function tableRow(ours, peers) {
   const name = rowName(ours);
-  if (ours.floor_us === undefined) return line([name, micro(ours.us)]);
+  if (ours.tokens_per_s !== undefined) {
+    return line([name, micro(ours.us), `${ours.tokens_per_s.toFixed(0)} tokens/s`]);
+  }
+  if (ours.floor_us === undefined) {
+    return line([name, micro(ours.us)]) + (ours.note === undefined ? "" : `  ${ours.note}`);
+  }
   const rate =
     ours.gbps === undefined
       ? `${ours.tflops.toPrecision(3)} TFLOP/s`
       : `${ours.gbps.toFixed(0)} GB/s`;
+  const share = ours.floor_us === null ? "–" : `${((100 * ours.floor_us) / ours.us).toFixed(0)} %`;
+  if (ours.suite === "cache")
+    return line([name, micro(ours.us), rate, micro(ours.floor_us), share]);
   const { cudnn, fa2 } = peers;
   return line([
     name,
     micro(ours.us),
     rate,
     micro(ours.floor_us),
-    ours.floor_us === null ? "–" : `${((100 * ours.floor_us) / ours.us).toFixed(0)} %`,
+    share,
     micro(cudnn?.us),
     micro(fa2?.us),
     cudnn === undefined ? "–" : (ours.us / cudnn.us).toFixed(2),
   ]);
 }
 
-/** The geometric mean of our time over cuDNN's, over the rows that both ran. */
+/** Our time over cuDNN's over the rows that both ran: the geometric mean, and the worst row. */
 function summary(suite, rows) {
   const key = ({ params }) => JSON.stringify(params);
   const inSuite = rows.filter((row) => row.suite === suite);
@@ -106,10 +117,15 @@ function summary(suite, rows) {
   );
   const ratios = inSuite
     .filter(({ impl }) => impl === "cudnn")
-    .map((row) => ours.get(key(row)) / row.us);
+    .map((row) => ({ row, ratio: ours.get(key(row)) / row.us }));
   if (ratios.length === 0) return null;
-  const mean = Math.exp(ratios.reduce((sum, ratio) => sum + Math.log(ratio), 0) / ratios.length);
-  return `geometric mean of our time over cuDNN's: ${mean.toFixed(3)} (${ratios.length} rows)`;
+  const logs = ratios.map(({ ratio }) => Math.log(ratio));
+  const mean = Math.exp(logs.reduce((sum, log) => sum + log, 0) / logs.length);
+  const worst = ratios.reduce((a, b) => (b.ratio > a.ratio ? b : a));
+  return (
+    `our time over cuDNN's: geometric mean ${mean.toFixed(3)} (${ratios.length} rows), ` +
+    `worst ${worst.ratio.toFixed(2)} (${rowName(worst.row)})`
+  );
 }
 
 /** bench/results/nvidia-h100-80gb-hbm3-2026-11-22.json */

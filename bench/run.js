@@ -3,7 +3,7 @@
 const { parseArgs } = require("node:util");
 const { KERNEL_SUITES, kernelRows } = require("./cases");
 
-const SUITES = [...KERNEL_SUITES, "host", "cache"];
+const SUITES = [...KERNEL_SUITES, "host", "cache", "runner"];
 
 const USAGE = `npm run bench -- [options]
 
@@ -91,11 +91,12 @@ async function* suiteResults(device, suite, noise, peers, ceilings, args) {
     yield* kernelResults(device, suite, noise, peers, ceilings, args);
     return;
   }
-  const { cacheRows, hostRows } = require("./host");
+  const { cacheRows } = require("./cache");
+  const { hostRows } = require("./host");
+  const { runnerRows } = require("./runner");
+  const rowsOf = { host: hostRows, cache: cacheRows, runner: runnerRows }[suite];
   let left = args.rows;
-  for await (const row of suite === "host"
-    ? hostRows(device, args.quick)
-    : cacheRows(device, args.quick)) {
+  for await (const row of rowsOf(device, args.quick)) {
     yield [row];
     if (--left === 0) return;
   }
@@ -127,6 +128,7 @@ async function main() {
   const run = report.describeRun(device, info, ceilings);
   for (const line of report.headerLines(run, missing)) console.log(line);
 
+  const files = [args.json, args.record ? report.recordPath(run) : undefined].filter(Boolean);
   const rows = [];
   for (const suite of args.suites) {
     console.log(report.tableHead(suite));
@@ -137,13 +139,11 @@ async function main() {
     }
     const mean = report.summary(suite, rows);
     if (mean !== null) console.log(mean);
+    // After each suite: a run that is stopped keeps what it has measured.
+    for (const file of files) report.writeJson(file, run, rows);
   }
   peers?.stop();
-  for (const file of [args.json, args.record ? report.recordPath(run) : undefined]) {
-    if (file === undefined) continue;
-    report.writeJson(file, run, rows);
-    console.log(`\nwritten to ${file}`);
-  }
+  for (const file of files) console.log(`\nwritten to ${file}`);
   device.dispose();
 }
 

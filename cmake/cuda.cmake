@@ -68,6 +68,7 @@ add_library(gqa_cuda OBJECT
   cuda/nn/embedding.cu
   cuda/nn/linear.cu
   cuda/nn/norm.cu
+  cuda/nn/small_linear.cu
   cuda/nn/sampling.cu)
 include(cuda/instances.cmake)
 flash_gqa_add_attention_instances(gqa_cuda)
@@ -94,6 +95,7 @@ set(FLASH_GQA_CUDA_BACKEND
   csrc/cuda_context.cc
   csrc/cuda_loader.cc
   csrc/cuda_memory.cc
+  csrc/cuda_mover.cc
   csrc/cuda_probe.cc
   csrc/cuda_waiter.cc)
 set(FLASH_GQA_CUDA_LIBRARIES CUDA::cudart_static)

@@ -31,6 +31,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   export_function<free_graph>(exports, environment, "freeGraph");
 
   export_function<allocate>(exports, environment, "allocate");
+  export_function<allocate_host>(exports, environment, "allocateHost");
   export_function<free_memory>(exports, environment, "free");
   export_function<live_buffers>(exports, environment, "liveBuffers");
   export_function<upload>(exports, environment, "upload");
@@ -50,6 +51,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   export_function<slice_window>(exports, environment, "sliceWindow");
   export_function<merge_states>(exports, environment, "mergeStates");
   export_function<copy_pages>(exports, environment, "copyPages");
+  export_function<move_pages>(exports, environment, "movePages");
 
   export_function<embedding>(exports, environment, "embedding");
   export_function<linear>(exports, environment, "linear");

@@ -12,6 +12,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "../cuda/nn_params.h"
 #include "../cuda/params.h"
@@ -55,6 +56,40 @@ struct MemoryInfo {
   int64_t cached;     // held by the pool, ready for reuse
 };
 
+// Host memory that move_pages() reads and writes, pinned where copies are faster for it. It is there
+// from the first move to it on: making it takes a while, and happens on the backend's own thread.
+class HostBuffer {
+ public:
+  virtual ~HostBuffer() = default;
+};
+
+// The message where it cannot be made.
+inline std::string no_host_memory(size_t bytes) {
+  return "movePages: the host has not got " + std::to_string(bytes) + " bytes for pages";
+}
+
+// Pages of a cache that lie side by side, on the device as on the host.
+struct PageRun {
+  int32_t page;
+  int32_t host_page;
+  int32_t count;
+};
+
+struct MovePagesParams {
+  char* pool;        // [num_layers, num_pages, page_bytes]
+  HostBuffer* host;  // [num_layers, host_pages, page_bytes]
+  int64_t page_bytes;
+  int32_t num_layers;
+  int32_t num_pages;   // per layer
+  int32_t host_pages;  // per layer
+  bool to_host;
+  std::vector<PageRun> runs;
+
+  size_t host_bytes() const {
+    return static_cast<size_t>(page_bytes) * host_pages * static_cast<size_t>(num_layers);
+  }
+};
+
 // A recorded sequence of operations. Owned by binding/; must be destroyed before its backend.
 class Graph {
  public:
@@ -96,6 +131,13 @@ class Backend {
                     WaitCallback done) = 0;
   virtual void synchronize(WaitCallback done) = 0;
 
+  // `bytes` of host memory, later. It must go before its backend.
+  virtual std::shared_ptr<HostBuffer> host_buffer(size_t bytes) = 0;
+  // Moves pages of all layers, after all that is enqueued now, then calls `done` once, on a thread of
+  // the backend's own. What is enqueued later may overtake it: until then nobody else may touch these
+  // pages, on either side. OUT_OF_MEMORY where the host buffer cannot be had.
+  virtual void move_pages(MovePagesParams params, WaitCallback done) = 0;
+
   // From begin_capture to end_capture operations are recorded, not run. replay() enqueues the whole
   // record.
   virtual void begin_capture() = 0;
@@ -121,6 +163,7 @@ class Backend {
   virtual void scatter(const ScatterParams& params) = 0;
 
   virtual void embedding(const EmbeddingParams& params) = 0;
+  // As attention_workspace().
   virtual size_t linear_workspace(const LinearParams& params) const = 0;
   virtual void linear(const LinearParams& params, void* workspace) = 0;
   virtual void rms_norm(const RmsNormParams& params) = 0;

@@ -6,13 +6,10 @@
 #include <utility>
 
 #include "../cuda/launch.h"
-#include "cuda_probe.h"
+#include "linear_steps.h"
 
 namespace flash_gqa {
 namespace {
-
-// The fault word, and behind it the counters of cuda/attention.h.
-constexpr size_t kWordBytes = (1 + cuda::kNumCounters) * sizeof(int32_t);
 
 bool is_set(const char* name) {
   const char* value = std::getenv(name);
@@ -55,12 +52,16 @@ CudaBackend::CudaBackend(int32_t index)
   context_.check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "device");
   blocks_ = std::make_unique<CudaBlocks>(stream_.handle);
   pool_ = std::make_unique<Pool>(*blocks_);
-  fault_ = static_cast<int32_t*>(pool_->allocate(kWordBytes));
+  fault_ = static_cast<int32_t*>(pool_->allocate(kSharedBytes));
+  context_.check(cudaMemsetAsync(fault_, 0xff, kSharedBytes, stream_.handle), "device");
   context_.check(cudaMemsetAsync(fault_, 0, kWordBytes, stream_.handle), "device");
   traits_.counters = fault_ + 1;
+  traits_.merge_places = reinterpret_cast<char*>(fault_) + kWordBytes;
   uploads_ = std::make_unique<UploadRing>(stream_.handle);
   waiter_ = std::make_unique<CudaWaiter>(context_);
   loader_ = std::make_unique<CudaLoader>(context_);
+  for (auto* movers : {to_host_, to_device_})
+    for (size_t i = 0; i < 2; ++i) movers[i] = std::make_unique<CudaMover>(context_);
   cublas_ = CublasLt::open();
 
   info_.kind = "cuda";
@@ -77,10 +78,12 @@ CudaBackend::CudaBackend(int32_t index)
 CudaBackend::~CudaBackend() {
   // At exit the driver may be gone already, and every call fails: nothing here minds.
   cudaSetDevice(context_.device());
+  for (auto* movers : {to_device_, to_host_})
+    for (size_t i = 0; i < 2; ++i) movers[i] = nullptr;
   loader_ = nullptr;
   waiter_ = nullptr;
   cudaStreamSynchronize(stream_.handle);
-  pool_->release(fault_, kWordBytes);
+  pool_->release(fault_, kSharedBytes);
   cublas_ = nullptr;
   uploads_ = nullptr;
   pool_ = nullptr;
@@ -89,6 +92,8 @@ CudaBackend::~CudaBackend() {
 }
 
 void CudaBackend::abandon() {
+  for (auto* movers : {to_device_, to_host_})
+    for (size_t i = 0; i < 2; ++i) movers[i]->abandon();
   loader_->abandon();
   waiter_->abandon();
 }
@@ -255,6 +260,18 @@ void CudaBackend::synchronize(WaitCallback done) {
   end_wait(nullptr, std::move(done));
 }
 
+std::shared_ptr<HostBuffer> CudaBackend::host_buffer(size_t) {
+  const auto free = [this](PinnedPages* pages) { to_host_[0]->free(pages); };
+  return std::shared_ptr<PinnedPages>(new PinnedPages, free);
+}
+
+void CudaBackend::move_pages(MovePagesParams params, WaitCallback done) {
+  refuse_in_capture("movePages");
+  enter("movePages");
+  CudaMover& mover = *(params.to_host ? to_host_ : to_device_)[moves_++ % 2];
+  mover.push(std::move(params), std::move(done), stream_.handle);
+}
+
 void CudaBackend::begin_capture() {
   context_.enter();
   loader_->wait();
@@ -338,12 +355,21 @@ void CudaBackend::embedding(const EmbeddingParams& params) {
   enqueue("embedding", [&](cudaStream_t stream) { return cuda::embedding(params, stream); });
 }
 size_t CudaBackend::linear_workspace(const LinearParams& params) const {
-  return cublas_ != nullptr ? CublasLt::workspace(params) : 0;
+  if (cuda::takes_small_linear(params)) return 0;
+  const LinearSteps steps(params, nullptr);
+  return steps.bytes + (cublas_ != nullptr ? CublasLt::workspace(steps.product) : 0);
 }
 void CudaBackend::linear(const LinearParams& params, void* workspace) {
   enqueue("linear", [&](cudaStream_t stream) {
-    if (cublas_ != nullptr && cublas_->linear(params, workspace, stream)) return cudaSuccess;
-    return cuda::linear(params, stream);
+    if (cuda::takes_small_linear(params))
+      return cuda::small_linear(params, traits_.num_sms, stream);
+    const LinearSteps steps(params, workspace);
+    cudaError_t error = steps.has_norm ? cuda::rms_norm(steps.norm, stream) : cudaSuccess;
+    if (error != cudaSuccess) return error;
+    void* rest = static_cast<char*>(workspace) + steps.bytes;
+    if (cublas_ == nullptr || !cublas_->linear(steps.product, rest, stream))
+      error = cuda::linear(steps.product, stream);
+    return error == cudaSuccess && steps.has_gate ? cuda::silu_mul(steps.gate, stream) : error;
   });
 }
 void CudaBackend::rms_norm(const RmsNormParams& params) {
@@ -368,19 +394,6 @@ void CudaBackend::sample(const SampleParams& params, void* workspace) {
 }
 void CudaBackend::gather_rows(const GatherRowsParams& params) {
   enqueue("gatherRows", [&](cudaStream_t stream) { return cuda::gather_rows(params, stream); });
-}
-
-std::unique_ptr<Backend> make_cuda_backend(int32_t index) {
-  const CudaProbe probe = probe_cuda();
-  if (probe.device_count == 0) throw BackendError("DEVICE", "cuda: " + probe.reason);
-  if (index < 0 || index >= probe.device_count) {
-    throw BackendError("DEVICE", "cuda:" + std::to_string(index) + ": expected an index below " +
-                                     std::to_string(probe.device_count) +
-                                     ", the number of GPUs that this process sees");
-  }
-  const std::string reason = unusable_reason(index);
-  if (!reason.empty()) throw BackendError("DEVICE", "cuda: " + reason);
-  return std::make_unique<CudaBackend>(index);
 }
 
 }  // namespace flash_gqa

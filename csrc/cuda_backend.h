@@ -12,6 +12,7 @@
 #include "cuda_context.h"
 #include "cuda_loader.h"
 #include "cuda_memory.h"
+#include "cuda_mover.h"
 #include "cuda_waiter.h"
 #include "pool.h"
 
@@ -40,6 +41,9 @@ class CudaBackend : public Backend {
   void read(void* dst, DType to, const void* src, DType from, size_t elements,
             WaitCallback done) override;
   void synchronize(WaitCallback done) override;
+
+  std::shared_ptr<HostBuffer> host_buffer(size_t bytes) override;
+  void move_pages(MovePagesParams params, WaitCallback done) override;
 
   void begin_capture() override;
   std::unique_ptr<Graph> end_capture() override;
@@ -93,6 +97,11 @@ class CudaBackend : public Backend {
   void read_large(void* dst, DType to, const void* src, DType from, size_t elements,
                   WaitCallback done);
 
+  // The fault word, then the counters and the places of cuda/attention.h.
+  static constexpr size_t kWordBytes = 256;
+  static constexpr size_t kSharedBytes = kWordBytes + cuda::kMergeBytes;
+  static_assert((1 + cuda::kNumCounters) * sizeof(int32_t) <= kWordBytes);
+
   CudaContext context_;
   DeviceInfo info_{};
   cuda::DeviceTraits traits_{};
@@ -110,6 +119,10 @@ class CudaBackend : public Backend {
   std::unique_ptr<UploadRing> uploads_;
   std::unique_ptr<CudaWaiter> waiter_;
   std::unique_ptr<CudaLoader> loader_;
+  // Two for each direction: a copy begins while the one before it ends.
+  std::unique_ptr<CudaMover> to_host_[2];
+  std::unique_ptr<CudaMover> to_device_[2];
+  size_t moves_ = 0;
 };
 
 }  // namespace flash_gqa

@@ -7,6 +7,7 @@
 #include <sstream>
 
 #include "backend.h"
+#include "cuda_backend.h"
 #include "cuda_context.h"
 
 namespace flash_gqa {
@@ -83,6 +84,19 @@ CudaProbe probe_cuda() {
   probe.reason = unusable_reason(0);
   probe.usable = probe.reason.empty();
   return probe;
+}
+
+std::unique_ptr<Backend> make_cuda_backend(int32_t index) {
+  const CudaProbe probe = probe_cuda();
+  if (probe.device_count == 0) throw BackendError("DEVICE", "cuda: " + probe.reason);
+  if (index < 0 || index >= probe.device_count) {
+    throw BackendError("DEVICE", "cuda:" + std::to_string(index) + ": expected an index below " +
+                                     std::to_string(probe.device_count) +
+                                     ", the number of GPUs that this process sees");
+  }
+  const std::string reason = unusable_reason(index);
+  if (!reason.empty()) throw BackendError("DEVICE", "cuda: " + reason);
+  return std::make_unique<CudaBackend>(index);
 }
 
 }  // namespace flash_gqa

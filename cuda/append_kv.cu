@@ -1,3 +1,4 @@
+#include "dependent_launch.cuh"
 #include "launch.h"
 #include "rotate.cuh"
 
@@ -8,6 +9,7 @@ namespace {
 // is worked out here from lengths on the device, so a captured step never goes stale.
 template <class T, int kWidth>
 __global__ void append_kv_kernel(const __grid_constant__ AppendKvParams params) {
+  begin_dependent();
   const int32_t q_heads = params.q != nullptr ? params.num_q_heads : 0;
   const int32_t heads = q_heads + params.num_kv_heads;
   const int64_t item = grid_row();
@@ -67,8 +69,8 @@ cudaError_t append_kv(const AppendKvParams& params, cudaStream_t stream) {
     return with_width(alignment, [&](auto width) {
       const int32_t half = params.cos_sin != nullptr ? params.half : 0;
       const RowGrid rows(items, rotation_units<width()>(params.head_dim, half));
-      append_kv_kernel<T, width()><<<rows.grid, rows.block, 0, stream>>>(params);
-      return cudaPeekAtLastError();
+      return launch_dependent(append_kv_kernel<T, width()>, rows.grid, rows.block, 0, stream,
+                              params);
     });
   });
 }

@@ -1,6 +1,7 @@
 // Which kernels run, over which grid. Everything that may change while a captured graph lives is
 // left to the device: the host knows upper bounds only.
 #include "attention.h"
+#include "decode/decode_args.h"
 #include "decode/split.h"
 #include "dispatch.h"
 #include "forward_args.h"
@@ -13,7 +14,7 @@ namespace {
 
 constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr size_t kWorkspaceAlign = 256;
-
+constexpr size_t kReservedSmem = 1024;  // of each resident block, by the system
 struct Launch {
   const Variant* variant;
   ForwardArgs args;
@@ -23,6 +24,8 @@ struct Launch {
 struct Plan {
   Launch launches[kNumRoutes];
   int count = 0;
+  const decode::DecodeVariant* decode = nullptr;  // of decode/, for sequences of few rows
+  decode::DecodeArgs decode_args;
   size_t partial_o_bytes = 0;  // launches follow each other on one stream and share the memory
   size_t partial_state_bytes = 0;
   bool hopper_prefill = false;  // sequences of more rows than kShort takes go to sm90/
@@ -37,6 +40,19 @@ const Family* find_family(const AttentionParams& params) {
   });
 }
 
+const decode::DecodeVariant* find_decode(const AttentionParams& params) {
+  return with_dtype(params.dtype, [&](auto type) -> const decode::DecodeVariant* {
+    using Element = typename decltype(type)::type;
+    if constexpr (sizeof(Element) != 2) {
+      return nullptr;
+    } else {
+      return with_head_dim(params.head_dim, [](auto head_dim) -> const decode::DecodeVariant* {
+        return &decode::decode_variant<Element, decltype(head_dim)::value>();
+      });
+    }
+  });
+}
+
 const Variant* find_variant(const Family& family, Route route, const DeviceTraits& device) {
   const Variant& wanted = family.routes[route];
   return wanted.smem <= device.max_smem ? &wanted : &family.routes[kShort];
@@ -47,11 +63,11 @@ int32_t max_q_len(const BatchView& batch) {
 }
 
 // No item visits more tiles than this, unless a length on the device exceeds max_kv_len.
-int32_t max_tiles(const AttentionParams& params, const Variant& variant, int32_t group_size) {
+int32_t max_tiles(const AttentionParams& params, int32_t tile_kv, int32_t item_tokens) {
   const BatchView& batch = params.batch;
   const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
   const bool prefix = params.prefix_len > 0 || params.prefix_lens != nullptr;
-  const int32_t tokens = min_i32(max_q_len(batch), variant.tile_q / group_size + 2);
+  const int32_t tokens = min_i32(max_q_len(batch), item_tokens);
   // Inside a prefix a row sees keys on its right too: there the window is no bound.
   const Mask mask{tokens,
                   varies ? batch.max_kv_len : batch.uniform_kv_len,
@@ -59,7 +75,7 @@ int32_t max_tiles(const AttentionParams& params, const Variant& variant, int32_t
                   prefix ? 0 : params.window,
                   params.sink_tokens,
                   0};
-  const TileRange tiles(mask.rows(0, tokens - 1), variant.tile_kv);
+  const TileRange tiles(mask.rows(0, tokens - 1), tile_kv);
   return tiles.count() + 2;  // both ends of the band may lie anywhere in a tile
 }
 
@@ -69,7 +85,8 @@ void choose_splits(Launch& launch, Route route, const DeviceTraits& device) {
   ForwardArgs& args = launch.args;
   const AttentionParams& params = args.params;
   const Variant& variant = *launch.variant;
-  const int32_t tiles = max_tiles(params, variant, params.num_q_heads / params.num_kv_heads);
+  const int32_t group_size = params.num_q_heads / params.num_kv_heads;
+  const int32_t tiles = max_tiles(params, variant.tile_kv, variant.tile_q / group_size + 2);
   if (params.fixed_split > 0) {
     args.split_tiles = route == kPrefill ? 0 : ceil_div(params.fixed_split, variant.tile_kv);
     args.max_splits = route == kPrefill ? 1 : ceil_div(tiles, args.split_tiles);
@@ -97,6 +114,49 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
 #endif
 }
 
+// Up to how many rows the sequences may have that decode/ takes, or 0. Depends on the shape alone,
+// so that a sequence's kernel does not change with what else is in the batch. fixed_split asks for
+// splits that do not depend on the rest of the batch either; decode/ divides the batch as a whole.
+int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
+                    const decode::DecodeVariant* variant) {
+  const bool fits = variant != nullptr && variant->smem <= device.max_smem;
+  return fits && params.fixed_split == 0 && device.merge_places != nullptr ? decode::kMaxRows : 0;
+}
+
+void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& device,
+                 const decode::DecodeVariant& variant, int32_t max_rows, int32_t rows) {
+  plan.decode = &variant;
+  decode::DecodeArgs& args = plan.decode_args;
+  args = decode::DecodeArgs{};
+  args.params = params;
+  args.group_size = params.num_q_heads / params.num_kv_heads;
+  args.group_inverse = 65536 / args.group_size + 1;
+  args.max_rows = max_rows;
+  args.rows = min_i32(rows, decode::kRowsPerTile);
+  args.row_tiles = ceil_div(rows, decode::kRowsPerTile);
+  // All blocks must be resident together: they wait for each other's parts.
+  const size_t block_smem = plan.decode->smem + kReservedSmem;
+  const auto fit = static_cast<int32_t>((device.max_smem + kReservedSmem) / block_smem);
+  const int32_t per_sm = min_i32(plan.decode->blocks_per_sm, fit);
+  // Two places in each block for a part of every four columns of a row: float4 and float2.
+  const int64_t places = 2ll * args.rows * plan.decode->head_dim / 4;
+  const auto most_blocks = static_cast<int32_t>(kMergeBytes / (places * (16 + 8)));
+  const int32_t alone = min_i32(device.num_sms, most_blocks);
+  const int32_t most = min_i32(device.num_sms * per_sm, most_blocks);
+  const int32_t columns = params.num_kv_heads * args.row_tiles;
+  args.team_blocks = min_i32(columns, alone);
+  args.teams_alone = alone / args.team_blocks;
+  args.teams = most / args.team_blocks;
+  if (args.team_blocks < columns) args.teams = args.teams_alone = 1;
+  const int32_t tiles = max_tiles(params, decode::kSlabKeys, rows / args.group_size + 2);
+  const int64_t rounds =
+      static_cast<int64_t>(params.batch.batch_size) * ceil_div(tiles, decode::kWarps);
+  if (rounds <= static_cast<int64_t>(args.teams_alone) * decode::kRoundsAlone)
+    args.teams = args.teams_alone;
+  args.part_o = static_cast<float4*>(device.merge_places);
+  args.part_state = reinterpret_cast<float2*>(args.part_o + places * args.teams * args.team_blocks);
+}
+
 Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
   Plan plan;
   const BatchView& batch = params.batch;
@@ -106,9 +166,16 @@ Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
   const int64_t shortest = batch.cu_seqlens_q != nullptr ? group_size : longest;
   if (family == nullptr || batch.batch_size <= 0 || longest <= 0) return plan;
 
+  const decode::DecodeVariant* decode_variant = find_decode(params);
+  const int32_t few_rows = decode_rows(params, device, decode_variant);
+  if (shortest <= few_rows) {
+    const auto rows = static_cast<int32_t>(longest < few_rows ? longest : few_rows);
+    plan_decode(plan, params, device, *decode_variant, few_rows, rows);
+  }
   for (int route = 0; route < kNumRoutes; ++route) {
-    const int32_t min_rows = route == 0 ? 0 : kRouteMaxRows[route - 1];
+    const int32_t min_rows = max_i32(few_rows, route == 0 ? 0 : kRouteMaxRows[route - 1]);
     const int32_t max_rows = kRouteMaxRows[route];
+    if (max_rows <= min_rows) continue;
     if (longest <= min_rows || shortest > max_rows) continue;
     if (route == kPrefill && takes_hopper_prefill(params, device)) {
       plan.hopper_prefill = true;
@@ -191,6 +258,10 @@ cudaError_t attention(const AttentionParams& params, void* workspace, const Devi
   if (plan.partial_o_bytes > 0 && workspace == nullptr) return cudaErrorInvalidValue;
 
   auto* const partial_o = static_cast<unsigned char*>(workspace);
+  if (plan.decode != nullptr) {
+    const cudaError_t status = plan.decode->launch(plan.decode_args, stream);
+    if (status != cudaSuccess) return status;
+  }
   for (int i = 0; i < plan.count; ++i) {
     Launch& launch = plan.launches[i];
     ForwardArgs& args = launch.args;
@@ -216,7 +287,8 @@ const char* explain(const AttentionParams& params, const DeviceTraits& device) {
 #ifdef FLASH_GQA_SM90
   if (plan.hopper_prefill) return sm90::prefill_name(params);
 #endif
-  return plan.count > 0 ? plan.launches[plan.count - 1].variant->name : "none";
+  if (plan.count > 0) return plan.launches[plan.count - 1].variant->name;
+  return plan.decode != nullptr ? plan.decode->name : "none";
 }
 
 }  // namespace flash_gqa::cuda

@@ -18,8 +18,12 @@ struct DeviceTraits {
   // Words that are zero between launches on the stream: kernels whose blocks draw work or wait for
   // each other leave them so. kNumCounters of them, or null: such kernels are not used.
   int32_t* counters;
+  // kMergeBytes of 0xff, between launches, through which decode's blocks hand each other their
+  // parts; or null: decode/ is not used.
+  void* merge_places;
 };
-constexpr int kNumCounters = 4096;
+constexpr int kNumCounters = 32;
+constexpr size_t kMergeBytes = 16 << 20;
 
 // Bytes of scratch that attention() needs for these parameters; may be 0.
 size_t attention_workspace(const AttentionParams& params, const DeviceTraits& device);

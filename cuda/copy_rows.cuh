@@ -2,6 +2,7 @@
 // a row comes from.
 #pragma once
 
+#include "dependent_launch.cuh"
 #include "vector.cuh"
 
 namespace flash_gqa::cuda {
@@ -10,6 +11,7 @@ namespace flash_gqa::cuda {
 template <class Unit, class Source>
 __global__ void copy_rows_kernel(Unit* out, const Unit* x, int64_t rows, int32_t units,
                                  Source source) {
+  begin_dependent();
   const int64_t row = grid_row();
   if (row >= rows) return;
   const int64_t from = source(row);
@@ -32,10 +34,10 @@ cudaError_t copy_rows(void* out, const void* x, int64_t rows, int64_t width, DTy
       using Unit = Vector<T, per_unit()>;
       const int32_t units = static_cast<int32_t>(width / per_unit());
       const RowGrid grid(rows, units);
-      copy_rows_kernel<<<grid.grid, grid.block, 0, stream>>>(static_cast<Unit*>(out),
-                                                             static_cast<const Unit*>(x), rows,
-                                                             units, make_source(per_unit()));
-      return cudaPeekAtLastError();
+      const auto rows_from = make_source(per_unit());
+      using Source = std::remove_const_t<decltype(rows_from)>;
+      return launch_dependent(copy_rows_kernel<Unit, Source>, grid.grid, grid.block, 0, stream, out,
+                              x, rows, units, rows_from);
     });
   };
   // Only the size matters here, not what the bits mean.

@@ -22,6 +22,15 @@ GQA_HOST_DEVICE int32_t clamp_reported(int32_t value, int32_t low, int32_t high,
   return value < low ? low : high;
 }
 
+// Of a power of two.
+GQA_HOST_DEVICE int32_t log2_of(int32_t power) {
+#if defined(__CUDA_ARCH__)
+  return __ffs(power) - 1;
+#else
+  return __builtin_ctz(static_cast<uint32_t>(power));
+#endif
+}
+
 struct Sequence {
   int32_t q_start;  // first packed query row
   int32_t q_len;
@@ -30,35 +39,49 @@ struct Sequence {
   int32_t table_row;  // paged
 };
 
+struct PlainRead {
+  GQA_HOST_DEVICE int32_t operator()(const int32_t* word) const { return *word; }
+};
+
 // Sequence b of the batch. Lengths read from device memory are clamped to the buffers they index.
+// All of them are read before the first is looked at: their latencies overlap.
+template <class Read = PlainRead>
 GQA_HOST_DEVICE Sequence read_sequence(const BatchView& batch, const KvView& kv, int32_t b,
-                                       int32_t* fault) {
+                                       int32_t* fault, const Read& read = {}) {
+  const bool paged = kv.page_table != nullptr;
+  const bool ragged_q = batch.cu_seqlens_q != nullptr;
+  const bool ragged_k = !paged && batch.cu_seqlens_k != nullptr;
+  const int32_t q_start = ragged_q ? read(batch.cu_seqlens_q + b) : b * batch.uniform_q_len;
+  const int32_t q_end = ragged_q ? read(batch.cu_seqlens_q + b + 1) : q_start + batch.uniform_q_len;
+  const int32_t k_start = ragged_k ? read(batch.cu_seqlens_k + b) : b * batch.uniform_kv_len;
+  const int32_t k_end =
+      ragged_k ? read(batch.cu_seqlens_k + b + 1) : k_start + batch.uniform_kv_len;
+  const int32_t kv_len =
+      paged && batch.kv_lens != nullptr ? read(batch.kv_lens + b) : batch.uniform_kv_len;
+  const int32_t table_row = paged && kv.table_row != nullptr ? read(kv.table_row + b) : b;
+
   Sequence s{};
-  if (batch.cu_seqlens_q != nullptr) {
-    s.q_start = clamp_reported(batch.cu_seqlens_q[b], 0, batch.total_q, kFaultOffsets, fault);
-    const int32_t end =
-        clamp_reported(batch.cu_seqlens_q[b + 1], s.q_start, batch.total_q, kFaultOffsets, fault);
+  s.q_start = q_start;
+  s.q_len = batch.uniform_q_len;
+  if (ragged_q) {
+    s.q_start = clamp_reported(q_start, 0, batch.total_q, kFaultOffsets, fault);
+    const int32_t end = clamp_reported(q_end, s.q_start, batch.total_q, kFaultOffsets, fault);
     // The grid covers max_q_len rows of each sequence; a longer one would silently lose rows.
     s.q_len = clamp_reported(end - s.q_start, 0, batch.max_q_len, kFaultLength, fault);
-  } else {
-    s.q_start = b * batch.uniform_q_len;
-    s.q_len = batch.uniform_q_len;
   }
-  if (kv.page_table != nullptr) {
-    s.table_row = b;
-    if (kv.table_row != nullptr)
-      s.table_row = clamp_reported(kv.table_row[b], 0, kv.table_rows - 1, kFaultTableRow, fault);
+  if (paged) {
+    s.table_row = kv.table_row == nullptr
+                      ? b
+                      : clamp_reported(table_row, 0, kv.table_rows - 1, kFaultTableRow, fault);
     const int64_t slots = static_cast<int64_t>(kv.max_pages) * kv.page_size;
     const int32_t capacity = slots < 0x7fffffff ? static_cast<int32_t>(slots) : 0x7fffffff;
-    s.kv_len = batch.kv_lens != nullptr ? batch.kv_lens[b] : batch.uniform_kv_len;
-    s.kv_len = clamp_reported(s.kv_len, 0, capacity, kFaultLength, fault);
-  } else if (batch.cu_seqlens_k != nullptr) {
-    s.kv_start = clamp_reported(batch.cu_seqlens_k[b], 0, kv.total_kv, kFaultOffsets, fault);
-    const int32_t end =
-        clamp_reported(batch.cu_seqlens_k[b + 1], s.kv_start, kv.total_kv, kFaultOffsets, fault);
+    s.kv_len = clamp_reported(kv_len, 0, capacity, kFaultLength, fault);
+  } else if (ragged_k) {
+    s.kv_start = clamp_reported(k_start, 0, kv.total_kv, kFaultOffsets, fault);
+    const int32_t end = clamp_reported(k_end, s.kv_start, kv.total_kv, kFaultOffsets, fault);
     s.kv_len = end - s.kv_start;
   } else {
-    s.kv_start = b * batch.uniform_kv_len;
+    s.kv_start = k_start;
     s.kv_len = batch.uniform_kv_len;
   }
   return s;
@@ -122,7 +145,7 @@ struct KvSource {
         fault(fault_word) {
     if (kv.page_table != nullptr) {
       pages = kv.page_table + static_cast<int64_t>(s.table_row) * kv.max_pages;
-      while ((1 << page_shift) < kv.page_size) ++page_shift;
+      page_shift = log2_of(kv.page_size);
       page_mask = kv.page_size - 1;
       k_stride_token = head_dim;
       v_stride_token = head_dim;
@@ -138,8 +161,9 @@ struct KvSource {
 
   // The checked page id behind key `key` < kv_len, or -1 (reported): such keys must be treated as
   // masked.
-  GQA_HOST_DEVICE int32_t page_of(int32_t key) const {
-    const int32_t page = pages[key >> page_shift];
+  template <class Read = PlainRead>
+  GQA_HOST_DEVICE int32_t page_of(int32_t key, const Read& read = {}) const {
+    const int32_t page = read(pages + (key >> page_shift));
     if (page >= 0 && page < num_pages) return page;
     set_fault(fault, kFaultPageId);
     return -1;

@@ -30,7 +30,11 @@ cudaError_t scatter(const ScatterParams& params, cudaStream_t stream);
 cudaError_t embedding(const EmbeddingParams& params, cudaStream_t stream);
 cudaError_t gather_rows(const GatherRowsParams& params, cudaStream_t stream);
 // The plain matrix product, for machines without cuBLASLt and for what it does not offer.
+// Without norm and gate.
 cudaError_t linear(const LinearParams& params, cudaStream_t stream);
+// The whole of linear() for a few rows, where takes_small_linear() says so.
+bool takes_small_linear(const LinearParams& params);
+cudaError_t small_linear(const LinearParams& params, int num_sms, cudaStream_t stream);
 cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream);
 cudaError_t add(const AddParams& params, cudaStream_t stream);
 cudaError_t silu_mul(const SiluMulParams& params, cudaStream_t stream);

@@ -18,16 +18,21 @@ struct EmbeddingParams {
   int32_t* fault;
 };
 
-// out = x * weight^T + bias (+ residual), accumulated in float32, rounded once.
+// out = x * weight^T + bias (+ residual), accumulated in float32, rounded once. With norm_weight, x is
+// what RmsNormParams makes of it. Gated, the product has 2 * out_features columns, gate and then up,
+// rounded each; out = silu(gate) * up.
 struct LinearParams {
-  const void* x;         // [rows, in_features] dtype
-  const void* weight;    // [out_features, in_features] dtype
-  const void* bias;      // [out_features] dtype, or null
-  const void* residual;  // [rows, out_features] dtype, or null; may be out itself
-  void* out;             // [rows, out_features] out_dtype
+  const void* x;       // [rows, in_features] dtype
+  const void* weight;  // [out_features, in_features] dtype; gated: [2 * out_features, in_features]
+  const void* bias;    // [out_features] dtype, or null; null where gated
+  const void* residual;  // [rows, out_features] dtype, or null; may be out itself; null where gated
+  const void* norm_weight;  // [in_features] dtype, or null
+  void* out;                // [rows, out_features] out_dtype
   int64_t x_stride_row;
-  DType dtype;      // of x, weight, bias and residual
-  DType out_dtype;  // dtype, or kFloat32 (logits of a 16-bit model)
+  DType dtype;      // of x, weight, bias, residual and norm_weight
+  DType out_dtype;  // dtype, or kFloat32 (logits of a 16-bit model); dtype where gated
+  float norm_eps;
+  bool gated;
   int32_t rows;
   int32_t in_features;
   int32_t out_features;

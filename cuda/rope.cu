@@ -1,3 +1,4 @@
+#include "dependent_launch.cuh"
 #include "launch.h"
 #include "rotate.cuh"
 
@@ -6,6 +7,7 @@ namespace {
 
 // One block per row: the only kernel that computes in float64.
 __global__ void rope_rows_kernel(const __grid_constant__ RopeRowsParams params) {
+  begin_dependent();
   const RopeRow row = rope_row(params, static_cast<int32_t>(blockIdx.x));
   const int32_t half = params.rope.half;
   float* cos_row = params.cos_sin + static_cast<int64_t>(blockIdx.x) * 2 * half;
@@ -36,8 +38,7 @@ __global__ void rope_apply_kernel(const __grid_constant__ RopeApplyParams params
 cudaError_t rope_rows(const RopeRowsParams& params, cudaStream_t stream) {
   if (params.rows == 0) return cudaSuccess;
   const int threads = params.rope.half <= 32 ? 32 : params.rope.half <= 64 ? 64 : 128;
-  rope_rows_kernel<<<params.rows, threads, 0, stream>>>(params);
-  return cudaPeekAtLastError();
+  return launch_dependent(rope_rows_kernel, params.rows, threads, 0, stream, params);
 }
 
 cudaError_t rope_apply(const RopeApplyParams& params, cudaStream_t stream) {

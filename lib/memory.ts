@@ -14,10 +14,16 @@ export class Memory {
   readonly bytes: number;
   #owners = 1;
 
-  constructor(operation: string, device: Device, bytes: number) {
+  constructor(
+    operation: string,
+    device: Device,
+    bytes: number,
+    where: "device" | "host" = "device",
+  ) {
     this.#device = device;
+    const allocate = where === "host" ? addon.allocateHost : addon.allocate;
     try {
-      this.#handle = addon.allocate(device.handle, bytes);
+      this.#handle = allocate(device.handle, bytes);
     } catch (error) {
       // The addon does not know for which of the user's calls the memory is.
       throw fromNative(operation, error instanceof GqaError ? error.cause : error);

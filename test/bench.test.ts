@@ -44,12 +44,20 @@ describe("the bench", () => {
     expect(record.ceilings.readGbps).toBeGreaterThan(0);
 
     const rows: Row[] = record.rows;
-    const suites = ["decode", "prefill", "prefill-window", "prefill-paged", "host", "cache"];
+    const suites = [
+      "decode",
+      "prefill",
+      "prefill-window",
+      "prefill-paged",
+      "host",
+      "cache",
+      "runner",
+    ];
     expect([...new Set(rows.map(({ suite }) => suite))]).toEqual(suites);
     for (const row of rows) {
       expect(row.impl).toBe("flash-gqa");
       expect(row.us, JSON.stringify(row)).toBeGreaterThan(0);
-      if (row.suite === "host" || row.suite === "cache") {
+      if (["host", "cache", "runner"].includes(row.suite)) {
         expect(typeof row.params.operation).toBe("string");
         continue;
       }

@@ -16,6 +16,7 @@ function ledger(config: Partial<LedgerConfig> = {}): Ledger {
     maxSeqLen: 64,
     rows: 2,
     maxSequences: 8,
+    hostPages: 16,
     ...config,
   };
   return new Ledger(all, { grow: () => {}, write: () => {}, copyRow: () => {} });

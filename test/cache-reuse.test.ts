@@ -72,6 +72,33 @@ describe("prefix reuse", () => {
     expect(cache.stats()).toMatchObject({ hits: 0, misses: 1 });
   });
 
+  it("shares all full pages under one salt and none under two, however a sequence came to be", async () => {
+    using cache = meanCache(device, { maxTokens: 512, hostBytes: 1 << 20 });
+    const prompt = range(30);
+    const tell = (salt: string) => {
+      const seq = cache.open({ tokens: prompt, salt });
+      using step = cache.plan([[seq, 30 - seq.length]]);
+      attendAll(device, step, prompt.slice(seq.length));
+      step.commit();
+      return seq;
+    };
+    const pagesOf = (seq: Sequence) => new Set(seq.pages.entries);
+    const common = (one: Sequence, other: Sequence) =>
+      [...pagesOf(one)].filter((page) => pagesOf(other).has(page)).length;
+    const [a, b, alsoA] = [tell("a"), tell("b"), tell("a")];
+    expect([common(a, alsoA), common(a, b)]).toEqual([3, 0]);
+    const loaded = await cache.load(await cache.save(a), { salt: "b" });
+    expect([common(loaded, a), common(loaded, b)]).toEqual([0, 0]);
+    await cache.offload(b);
+    expect(await cache.restore(b)).toBe(1); // b's own three full pages were kept for it
+    await cache.offload(alsoA);
+    await cache.restore(alsoA);
+    expect([common(b, a), common(b, alsoA), common(a, alsoA)]).toEqual([0, 0, 3]);
+    expect([cache.match(prompt, "a"), cache.match(prompt, "b"), cache.match(prompt)]).toEqual([
+      24, 24, 0,
+    ]);
+  });
+
   it("takes prompts of any length without holding the loop", async () => {
     const ids = range(8 * 1025 + 1);
     using cache = meanCache(device, { maxTokens: 2 * ids.length });

@@ -6,26 +6,14 @@ import { Device, type KvCache, type KvCacheConfig, type Sequence } from "../lib/
 import { append, cacheTools } from "./support/cache";
 import { testDevice } from "./support/device";
 import { rejected, type Wrong } from "./support/errors";
-import { attendAll, HEAD_DIM, meanCache } from "./support/mean-cache";
+import { fill as fillOn, HEAD_DIM, meanCache, mean as meanOn, range } from "./support/mean-cache";
 
 const device = await testDevice();
 const { makeCache, tokens } = cacheTools(device);
 
-const range = (length: number, first = 0) => Array.from({ length }, (_, i) => first + i);
-
-/** Values that are their own token ids. */
-function fill(cache: KvCache, seq: Sequence, ids: readonly number[], on: Device = device): void {
-  using step = cache.plan([[seq, ids.length]]);
-  attendAll(on, step, ids);
-  step.commit({ tokens: seq.prefixLen > 0 ? undefined : [ids] });
-}
-
-/** What the next token sees, layer by layer: the mean of the values, its own being 0. */
-async function mean(cache: KvCache, seq: Sequence, on: Device = device): Promise<number[]> {
-  using step = cache.plan([[seq, 1]]);
-  const outputs = attendAll(on, step, [0]);
-  return Promise.all(outputs.map(async (o) => (await o.read())[0]!));
-}
+const fill = (cache: KvCache, seq: Sequence, ids: readonly number[]) =>
+  fillOn(device, cache, seq, ids, seq.prefixLen === 0);
+const mean = (cache: KvCache, seq: Sequence, on: Device = device) => meanOn(on, cache, seq);
 
 async function saved(more: Partial<KvCacheConfig> = {}, length = 21): Promise<Buffer> {
   using cache = meanCache(device, more);
@@ -102,9 +90,8 @@ describe("save and load", () => {
     const seq = cache.open();
     fill(cache, seq, [1]);
     const bytes = await cache.save(seq);
-    const words = new Float32Array(
-      bytes.buffer.slice(bytes.byteOffset + bytes.length - 8 * HEAD_DIM * 4),
-    );
+    const end = bytes.byteOffset + bytes.length - 32; // the checksum
+    const words = new Float32Array(bytes.buffer.slice(end - 8 * HEAD_DIM * 4, end));
     expect(Math.max(...words)).toBeLessThan(2);
     expect(words[0]).toBe(1);
   });
@@ -136,31 +123,6 @@ describe("save and load", () => {
 });
 
 describe("what is refused", () => {
-  it("every flipped byte, and every cut", async () => {
-    const bytes = await saved({}, 3);
-    using cache = meanCache(device);
-    const before = cache.stats();
-    const reasons = new Set<string>();
-    for (let at = 0; at < bytes.length; at++) {
-      const damaged = Buffer.from(bytes);
-      damaged[at]! ^= 1 << (at % 8);
-      const error = await rejected(cache.load(damaged));
-      expect(error.code).toBe("CORRUPT_DATA");
-      reasons.add(error.message.replace(/\d+/g, "n"));
-    }
-    expect([...reasons].sort()).toEqual([
-      "cache.load: saved in version n of the format: this reads n",
-      "cache.load: the checksum differs: bytes were changed or cut off",
-      "cache.load: these bytes are no saved sequence: it begins otherwise",
-    ]);
-    for (const length of [0, 7, 47, 48, 100, bytes.length - 1]) {
-      expect((await rejected(cache.load(bytes.subarray(0, length)))).code).toBe("CORRUPT_DATA");
-    }
-    expect((await rejected(cache.load(Buffer.concat([bytes, bytes])))).code).toBe("CORRUPT_DATA");
-    expect(cache.stats()).toEqual(before);
-    expect((await cache.load(bytes)).length).toBe(3);
-  });
-
   it("what another cache or model saved, by name", async () => {
     const bytes = await saved({ rope: { headDim: HEAD_DIM, theta: 10_000 } });
     const refused = async (more: Partial<KvCacheConfig>, options: Wrong, reason: string) => {
@@ -190,7 +152,7 @@ describe("what is refused", () => {
     using narrow = meanCache(device, { maxSeqLen: 32 });
     expect((await rejected(narrow.load(bytes))).message).toContain("maxSeqLen 32");
     expect([small.stats().sequences, narrow.stats().sequences]).toEqual([0, 0]);
-    for (const wrong of ["text", undefined, [1], new Uint16Array(99)] as Wrong[]) {
+    for (const wrong of ["no such file", undefined, [1], new Uint16Array(99)] as Wrong[]) {
       expect((await rejected(small.load(wrong))).code).toBe("INVALID_ARGUMENT");
     }
     const code = "INVALID_ARGUMENT";
@@ -208,8 +170,8 @@ describe("what is refused", () => {
     const forged = async (from: string, to: string) => {
       const copy = Buffer.from(bytes);
       copy.write(to, copy.indexOf(from), "latin1");
-      const sum = createHash("sha256").update(copy.subarray(0, 16)).update(copy.subarray(48));
-      sum.digest().copy(copy, 16);
+      const header = copy.subarray(48, 48 + copy.readUInt32LE(12));
+      createHash("sha256").update(copy.subarray(0, 16)).update(header).digest().copy(copy, 16);
       const error = await rejected(cache.load(copy));
       expect(error.code).toBe("CORRUPT_DATA");
       return error.message;
@@ -219,7 +181,8 @@ describe("what is refused", () => {
     expect(await forged('"length":3', '"length":9')).toContain("pages are not those");
     expect(await forged('"length":3', '"length":[')).toContain("cannot be read");
     expect(await forged('"tokens":3', '"tokens":9')).toContain("contradicts itself");
-    expect(await forged('"pageBytes":1', '"pageBytes":2')).toContain("do not fit");
+    expect(await forged('"pageBytes":1', '"pageBytes":2')).toContain("pages are not those");
+    expect(await forged('"tokens":3', '"tokens":-')).toContain("cannot be read");
     expect(await forged('{"fingerprint"', '{"fingerprinT"')).toContain("cannot be read");
     expect(cache.stats()).toMatchObject({ sequences: 0, pages: { used: 0 } });
   });

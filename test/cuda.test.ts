@@ -75,11 +75,27 @@ describe.each(FLOAT_TYPES)("CPU and CUDA in %s", (dtype) => {
 
 describe("CPU and CUDA", () => {
   it.skipIf(!cuda)(`draw the same tokens from the same seed ${needs}`, async () => {
-    const logits = new Random(4).normal(64 * 2048, 3);
-    for (const options of [{}, { temperature: 0.8, topP: 0.9 }, { topK: 50 }, { temperature: 0 }]) {
-      const on = (device: Device) =>
-        nn.sample(device.tensor(logits, [64, 2048]), { ...options, seed: 12345 }).ids.read();
-      expect(await on(gpu)).toEqual(await on(cpu));
+    const filters = [
+      {},
+      { temperature: 0.8, topP: 0.9 },
+      { topK: 50 },
+      { temperature: 0.8, topK: 40, topP: 0.95 },
+      { temperature: 1.7, topK: 300, topP: 0.97 },
+      { temperature: 2, topP: 0.9999 },
+      { topK: 1 },
+      { temperature: 0 },
+    ];
+    // Ties, and ids that cannot be drawn.
+    for (const vocab of [7, 1000, 2048, 5003]) {
+      const logits = new Random(4).normal(64 * vocab, 3).map((x, i) => {
+        if (i % 11 === 3) return i % 2 === 0 ? -Infinity : NaN;
+        return i % 3 === 0 ? Math.round(x) : x;
+      });
+      for (const options of filters) {
+        const on = (device: Device) =>
+          nn.sample(device.tensor(logits, [64, vocab]), { ...options, seed: 12345 }).ids.read();
+        expect(await on(gpu), `${vocab} ${JSON.stringify(options)}`).toEqual(await on(cpu));
+      }
     }
   });
 

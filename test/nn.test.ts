@@ -2,7 +2,7 @@
 
 import { describe, expect, it } from "vitest";
 import * as nn from "../lib/nn/index";
-import { maxError, rms, rmsError } from "./support/compare";
+import { maxError } from "./support/compare";
 import { testDevice } from "./support/device";
 import { expectError, rejected, type Wrong } from "./support/errors";
 import { Random } from "./support/random";
@@ -15,72 +15,6 @@ const INVALID = "INVALID_ARGUMENT";
 
 describe.each(FLOAT_TYPES)("in %s", (dtype) => {
   const round = ROUND[dtype];
-
-  it.each([
-    [1, 8, 8],
-    [1, 320, 704],
-    [3, 64, 1],
-    [7, 33, 65],
-    [65, 129, 97],
-    [130, 320, 40],
-  ])("linear of %i rows, %i to %i", async (rows, inFeatures, outFeatures) => {
-    const random = new Random(rows + inFeatures);
-    const x = random.normal(rows * inFeatures);
-    const w = random.normal(outFeatures * inFeatures, 1 / Math.sqrt(inFeatures));
-    const bias = random.normal(outFeatures);
-    const residual = random.normal(rows * outFeatures);
-    const exact = new Float64Array(rows * outFeatures);
-    for (let r = 0; r < rows; r++) {
-      for (let c = 0; c < outFeatures; c++) {
-        let sum = bias[c]! + residual[r * outFeatures + c]!;
-        for (let i = 0; i < inFeatures; i++) sum += x[r * inFeatures + i]! * w[c * inFeatures + i]!;
-        exact[r * outFeatures + c] = sum;
-      }
-    }
-    const tensors = {
-      x: device.tensor(x, [rows, inFeatures], { dtype }),
-      w: device.tensor(w, [outFeatures, inFeatures], { dtype }),
-      bias: device.tensor(bias, [outFeatures], { dtype }),
-      residual: device.tensor(residual, [rows, outFeatures], { dtype }),
-    };
-    const options = { bias: tensors.bias, residual: tensors.residual };
-    const out = await nn.linear(tensors.x, tensors.w, options).read();
-    // The sum in float32, then one rounding of a number of some size.
-    const largest = exact.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
-    expect(maxError(out, exact)).toBeLessThanOrEqual(
-      2 * ULP[dtype] * largest + inFeatures * 2 ** -22,
-    );
-    // The rounding of a number is spread evenly over its last place.
-    expect(rmsError(out, exact)).toBeLessThanOrEqual(
-      ULP[dtype] * (0.9 * rms(exact) + 2 ** -6) + Math.sqrt(inFeatures) * 2 ** -22,
-    );
-
-    // A second rounding would move a quarter of them; the sum in float32 moves those that lie on the border of two.
-    const wrong = out.filter((value, i) => value !== round(exact[i]!)).length;
-    if (dtype !== "float32") expect(wrong).toBeLessThanOrEqual(1 + 0.04 * out.length);
-
-    const wide = await nn.linear(tensors.x, tensors.w, { ...options, outDtype: "float32" }).read();
-    expect(maxError(wide, exact)).toBeLessThanOrEqual(inFeatures * 2 ** -21);
-    // The residual may be written over.
-    const over = nn.linear(tensors.x, tensors.w, { ...options, out: tensors.residual });
-    expect(await over.read()).toEqual(out);
-    // Strided rows of a wider tensor.
-    const padded = device.tensor(
-      Float32Array.from({ length: rows * 2 * inFeatures }, (_, i) => {
-        const column = i % (2 * inFeatures);
-        return column < inFeatures
-          ? x[Math.floor(i / (2 * inFeatures)) * inFeatures + column]!
-          : NaN;
-      }),
-      [rows, 2 * inFeatures],
-      { dtype },
-    );
-    if (inFeatures % 8 === 0) {
-      const strided = nn.linear(padded.slice(1, 0, inFeatures), tensors.w, { bias: tensors.bias });
-      const dense = nn.linear(tensors.x, tensors.w, { bias: tensors.bias });
-      expect(await strided.readBits()).toEqual(await dense.readBits());
-    }
-  });
 
   it("rmsNorm, of rows and of heads, in place too", async () => {
     const random = new Random(2);
@@ -279,39 +213,6 @@ describe("wrong arguments", () => {
   const any = nn as Wrong;
 
   it.each<[string, string, () => unknown, ...(string | RegExp)[]]>([
-    ["linear", "no weight", () => any.linear(x()), "weight"],
-    ["linear", "features that differ", () => nn.linear(x(), device.zeros([4, 9])), "weight"],
-    [
-      "linear",
-      "a weight of another dtype",
-      () => nn.linear(x(), device.zeros([4, 8], "float16")),
-      "weight",
-      "dtype",
-    ],
-    [
-      "linear",
-      "a bias of another length",
-      () => nn.linear(x(), w(), { bias: device.zeros([5]) }),
-      "bias",
-    ],
-    [
-      "linear",
-      "a residual of another shape",
-      () => nn.linear(x(), w(), { residual: device.zeros([2, 5]) }),
-      "residual",
-    ],
-    ["linear", "an int32 result", () => nn.linear(x(), w(), { outDtype: "int32" }), "outDtype"],
-    [
-      "linear",
-      "out that is x",
-      () => {
-        const t = device.zeros([2, 8]);
-        nn.linear(t, device.zeros([8, 8]), { out: t });
-      },
-      "out",
-      "overlaps",
-    ],
-    ["linear", "an unknown option", () => any.linear(x(), w(), { biass: 1 }), "biass", "bias"],
     [
       "rmsNorm",
       "a weight of another width",

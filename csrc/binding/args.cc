@@ -85,6 +85,7 @@ void Args::require(const Ref& ref) const {
 
 char* Args::place(const Ref& ref, int64_t elements, size_t element_bytes, bool written) {
   if (!ref) return nullptr;
+  if (ref.block->ptr == nullptr) fail(std::string(ref.name) + " is host memory");
   const int64_t bytes = product(elements, element_bytes);
   const int64_t size = static_cast<int64_t>(ref.block->bytes);
   if (ref.offset > size || bytes > size - ref.offset) {
@@ -99,6 +100,17 @@ char* Args::place(const Ref& ref, int64_t elements, size_t element_bytes, bool w
   if (num_ranges_ == kMaxRanges) fail("too many tensors");
   ranges_[num_ranges_++] = {ref.name, begin, begin + bytes, written};
   return begin;
+}
+
+HostBuffer* Args::host(const Ref& ref, int64_t bytes) {
+  require(ref);
+  if (ref.block->host == nullptr) fail(std::string(ref.name) + " is device memory");
+  // Exactly: the first to use it decides how much is made.
+  if (ref.offset != 0 || bytes != static_cast<int64_t>(ref.block->bytes)) {
+    fail(std::string(ref.name) + " needs " + std::to_string(bytes) + " bytes, its buffer has " +
+         std::to_string(ref.block->bytes));
+  }
+  return ref.block->host.get();
 }
 
 const void* Args::input(const Ref& ref, int64_t elements, size_t element_bytes) {

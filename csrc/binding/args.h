@@ -65,6 +65,8 @@ class Args {
   T* output(const Ref& ref, int64_t elements) {
     return static_cast<T*>(output(ref, elements, sizeof(T)));
   }
+  // The whole of a host buffer.
+  HostBuffer* host(const Ref& ref, int64_t bytes);
   // [rows, width] with a stride of its own.
   const void* input_rows(const RowsRef& ref, int64_t rows, int64_t width, DType dtype);
 

@@ -71,10 +71,17 @@ void Environment::close_device(int32_t number) {
 }
 
 double Environment::add_block(const std::shared_ptr<Device>& device, size_t bytes) {
-  auto block = take(device, bytes);
+  return add(take(device, bytes));
+}
+
+double Environment::add_host_block(const std::shared_ptr<Device>& device, size_t bytes) {
+  return add(std::make_shared<Block>(device, bytes, Block::Kind::kHost));
+}
+
+double Environment::add(std::shared_ptr<Block> block) {
   const uint64_t id = next_id.fetch_add(1, std::memory_order_relaxed);
+  adjust_external(static_cast<int64_t>(block->bytes));
   blocks_.emplace(id, std::move(block));
-  adjust_external(static_cast<int64_t>(bytes));
   return static_cast<double>(id);
 }
 

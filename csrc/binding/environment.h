@@ -38,19 +38,26 @@ struct Device {
   int32_t loads = 0;                       // loadFile calls under way
 };
 
-struct Block {
-  Block(std::shared_ptr<Device> owner, size_t size)
+// Device memory; or host memory that pages move to and from, which no other operation takes.
+struct Block : std::enable_shared_from_this<Block> {
+  enum class Kind { kDevice, kHost };
+
+  Block(std::shared_ptr<Device> owner, size_t size, Kind kind = Kind::kDevice)
       : device(std::move(owner)),
         bytes(size),
-        ptr(static_cast<char*>(device->backend->allocate(size))) {}
-  ~Block() { device->backend->release(ptr, bytes); }
+        ptr(kind == Kind::kDevice ? static_cast<char*>(device->backend->allocate(size)) : nullptr),
+        host(kind == Kind::kHost ? device->backend->host_buffer(size) : nullptr) {}
+  ~Block() {
+    if (ptr != nullptr) device->backend->release(ptr, bytes);
+  }
 
   Block(const Block&) = delete;
   Block& operator=(const Block&) = delete;
 
-  const std::shared_ptr<Device> device;
+  const std::shared_ptr<Device> device;  // first: everything else must go before its backend
   const size_t bytes;
-  char* const ptr;
+  char* const ptr;  // null: host memory
+  const std::shared_ptr<HostBuffer> host;
 };
 
 struct GraphHandle {
@@ -84,6 +91,8 @@ class Environment {
 
   // A new live id over `bytes` bytes.
   double add_block(const std::shared_ptr<Device>& device, size_t bytes);
+  // The same over host memory.
+  double add_host_block(const std::shared_ptr<Device>& device, size_t bytes);
   // Null where the id is not alive. The pointer holds until the next add or free.
   const std::shared_ptr<Block>* find_block(double id) const;
   void free_block(double id);
@@ -105,6 +114,7 @@ class Environment {
   ~Environment();
   static void on_cleanup(void* self);
   static uint64_t key(double id);
+  double add(std::shared_ptr<Block> block);
   void adjust_external(int64_t bytes);
 
   Napi::Env env_;

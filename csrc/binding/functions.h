@@ -13,9 +13,12 @@ using Function = Napi::Value(Environment&, const Napi::CallbackInfo&);
 Function probe_cuda_call, open_device, close_device, device_info, memory_info, trim, synchronize;
 Function begin_capture, end_capture, abort_capture, replay, free_graph;
 // memory.cc
-Function allocate, free_memory, live_buffers, upload, copy, fill, convert, scatter, read;
+Function allocate, allocate_host, free_memory, live_buffers, upload, copy, fill, convert, scatter,
+    read;
 // file_load.cc
 Function load_file;
+// page_moves.cc
+Function move_pages;
 // attention_ops.cc
 Function attention, explain_attention, rope_rows, rope_apply, append_kv;
 // layout_ops.cc

@@ -23,6 +23,17 @@ void on_handle_collected(napi_env, void* id, void* hint) {
   }
 }
 
+Napi::Value handle_of(Environment& environment, double id) {
+  const Napi::Env env = environment.env();
+  auto handle = Napi::Object::New(env);
+  handle.Set("id", Napi::Number::New(env, id));
+  if (napi_add_finalizer(env, handle, reinterpret_cast<void*>(static_cast<uintptr_t>(id)),
+                         on_handle_collected, environment.tether(), nullptr) == napi_ok) {
+    ++environment.tether()->handles;
+  }
+  return handle;
+}
+
 void expect_apart(const char* operation, const Place& dst, int64_t dst_bytes, const Place& src,
                   int64_t src_bytes) {
   if (dst.ptr < src.ptr + src_bytes && src.ptr < dst.ptr + dst_bytes)
@@ -39,15 +50,13 @@ void expect_one_device(const char* operation, const Place& a, const Place& b) {
 Napi::Value allocate(Environment& environment, const Napi::CallbackInfo& info) {
   const auto& device = environment.device(number_at(info, 0, "device"));
   const int64_t bytes = size_at(info, 1, "bytes");
-  const double id = environment.add_block(device, static_cast<size_t>(bytes));
-  const Napi::Env env = environment.env();
-  auto handle = Napi::Object::New(env);
-  handle.Set("id", Napi::Number::New(env, id));
-  if (napi_add_finalizer(env, handle, reinterpret_cast<void*>(static_cast<uintptr_t>(id)),
-                         on_handle_collected, environment.tether(), nullptr) == napi_ok) {
-    ++environment.tether()->handles;
-  }
-  return handle;
+  return handle_of(environment, environment.add_block(device, static_cast<size_t>(bytes)));
+}
+
+Napi::Value allocate_host(Environment& environment, const Napi::CallbackInfo& info) {
+  const auto& device = environment.device(number_at(info, 0, "device"));
+  const int64_t bytes = size_at(info, 1, "bytes");
+  return handle_of(environment, environment.add_host_block(device, static_cast<size_t>(bytes)));
 }
 
 Napi::Value free_memory(Environment& environment, const Napi::CallbackInfo& info) {

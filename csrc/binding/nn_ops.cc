@@ -37,6 +37,7 @@ Napi::Value linear(Environment& environment, const Napi::CallbackInfo& info) {
   const Ref weight = args.ref("weight");
   const Ref bias = args.ref("bias");
   const Ref residual = args.ref("residual");
+  const Ref norm = args.ref("norm.weight");
   const Ref out = args.ref("out");
   LinearParams params{};
   params.dtype = args.float_dtype();
@@ -44,6 +45,8 @@ Napi::Value linear(Environment& environment, const Napi::CallbackInfo& info) {
   params.rows = args.i32("rows");
   params.in_features = args.i32("inFeatures", 1);
   params.out_features = args.i32("outFeatures", 1);
+  params.norm_eps = args.f32("norm.eps");
+  params.gated = args.flag("gated") != 0;
   args.end();
 
   args.require(x);
@@ -51,13 +54,19 @@ Napi::Value linear(Environment& environment, const Napi::CallbackInfo& info) {
   args.require(out);
   args.expect(params.out_dtype == params.dtype || params.out_dtype == DType::kFloat32,
               "outDtype expected dtype or float32");
+  args.expect(params.norm_eps >= 0, "norm.eps must be at least 0");
+  args.expect(!params.gated || (!bias && !residual && params.out_dtype == params.dtype),
+              "gated takes neither bias nor residual nor outDtype");
   const size_t bytes = dtype_bytes(params.dtype);
   const int64_t elements = product(params.rows, params.out_features);
   params.x = args.input_rows(x, params.rows, params.in_features, params.dtype);
   params.x_stride_row = x.stride;
-  params.weight = args.input(weight, product(params.out_features, params.in_features), bytes);
+  const int32_t columns = params.gated ? 2 : 1;
+  params.weight =
+      args.input(weight, product(columns, params.out_features, params.in_features), bytes);
   params.bias = args.input(bias, params.out_features, bytes);
   params.residual = args.input(residual, elements, bytes);
+  params.norm_weight = args.input(norm, params.in_features, bytes);
   params.out = args.output(out, elements, dtype_bytes(params.out_dtype));
   args.check_overlap(params.out, {params.residual});
   if (params.rows > 0) {

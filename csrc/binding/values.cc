@@ -76,6 +76,7 @@ Place place_at(Environment& environment, const Napi::CallbackInfo& info, size_t 
                                        ": the tensor is disposed, or belongs to another thread");
   }
   const auto& block = *found;
+  if (block->ptr == nullptr) fail_invalid(std::string(operation) + ": it is host memory");
   const int64_t offset = size_at(info, i + 1, "offset");
   const int64_t width = static_cast<int64_t>(dtype_bytes(dtype));
   const int64_t size = static_cast<int64_t>(block->bytes);

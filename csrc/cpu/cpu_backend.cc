@@ -9,9 +9,11 @@
 #include <vector>
 
 #include "../backend.h"
+#include "../linear_steps.h"
 #include "../machine.h"
 #include "../pool.h"
 #include "kernels.h"
+#include "page_moves.h"
 #include "parallel.h"
 #include "queue.h"
 
@@ -170,6 +172,13 @@ class CpuBackend : public Backend {
     queue_.push({"synchronize", [=, this] { done(queue_.take_error()); }});
   }
 
+  std::shared_ptr<HostBuffer> host_buffer(size_t bytes) override { return cpu::host_buffer(bytes); }
+  void move_pages(MovePagesParams params, WaitCallback done) override {
+    queue_.push({"movePages", [params = std::move(params), done = std::move(done)] {
+                   done(cpu::move_pages(params));
+                 }});
+  }
+
   void begin_capture() override { recording_ = std::make_shared<std::vector<Task>>(); }
   std::unique_ptr<Graph> end_capture() override {
     return std::make_unique<CpuGraph>(std::exchange(recording_, nullptr));
@@ -231,9 +240,15 @@ class CpuBackend : public Backend {
   void embedding(const EmbeddingParams& params) override {
     enqueue("embedding", [=] { cpu::embedding(params); });
   }
-  size_t linear_workspace(const LinearParams&) const override { return 0; }
-  void linear(const LinearParams& params, void*) override {
-    enqueue("linear", [=] { cpu::linear(params); });
+  size_t linear_workspace(const LinearParams& params) const override {
+    return LinearSteps(params, nullptr).bytes;
+  }
+  void linear(const LinearParams& params, void* workspace) override {
+    enqueue("linear", [steps = LinearSteps(params, workspace)] {
+      if (steps.has_norm) cpu::rms_norm(steps.norm);
+      cpu::linear(steps.product);
+      if (steps.has_gate) cpu::silu_mul(steps.gate);
+    });
   }
   void rms_norm(const RmsNormParams& params) override {
     enqueue("rmsNorm", [=] { cpu::rms_norm(params); });

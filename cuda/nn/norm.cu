@@ -1,8 +1,10 @@
 #include <algorithm>
 
+#include "../dependent_launch.cuh"
 #include "../launch.h"
 #include "../vector.cuh"
 #include "reduce.cuh"
+#include "silu.cuh"
 
 namespace flash_gqa::cuda {
 namespace {
@@ -10,6 +12,7 @@ namespace {
 // One block per row and group. The second pass finds the row in the L1 cache.
 template <class T, int kWidth>
 __global__ void rms_norm_kernel(const __grid_constant__ RmsNormParams params) {
+  begin_dependent();
   const int64_t row = blockIdx.x / params.num_groups;
   const int64_t group = blockIdx.x % params.num_groups;
   const int32_t width = params.width;
@@ -43,15 +46,14 @@ struct Sum {
   __device__ float operator()(float a, float b) const { return a + b; }
 };
 struct SiluTimes {
-  __device__ float operator()(float gate, float up) const {
-    return gate / (1.0f + expf(-gate)) * up;
-  }
+  __device__ float operator()(float gate, float up) const { return silu_times(gate, up); }
 };
 
 // out[r, i] = op(a[r, i], b[r, i]), in float32, rounded once.
 template <class T, int kWidth, class Op>
 __global__ void combine_kernel(T* out, const T* a, const T* b, int64_t rows, int64_t width,
                                int64_t a_stride, int64_t b_stride, Op op) {
+  begin_dependent();
   const int64_t row = grid_row();
   if (row >= rows) return;
   for (int64_t d = threadIdx.x * kWidth; d < width; d += blockDim.x * kWidth) {
@@ -77,10 +79,8 @@ cudaError_t combine(void* out, const void* a, const void* b, DType dtype, int64_
     return with_width(alignment, [&](auto vector_width) {
       constexpr int kWidth = vector_width();
       const RowGrid grid(rows, width / kWidth);
-      combine_kernel<T, kWidth><<<grid.grid, grid.block, 0, stream>>>(
-          static_cast<T*>(out), static_cast<const T*>(a), static_cast<const T*>(b), rows, width,
-          a_stride, b_stride, op);
-      return cudaPeekAtLastError();
+      return launch_dependent(combine_kernel<T, kWidth, Op>, grid.grid, grid.block, 0, stream, out,
+                              a, b, rows, width, a_stride, b_stride, op);
     });
   });
 }
@@ -98,8 +98,8 @@ cudaError_t rms_norm(const RmsNormParams& params, cudaStream_t stream) {
     return with_width(alignment, [&](auto width) {
       int threads = 32;
       while (threads < 512 && threads * width() < params.width) threads *= 2;
-      rms_norm_kernel<T, width()><<<static_cast<unsigned>(rows), threads, 0, stream>>>(params);
-      return cudaPeekAtLastError();
+      return launch_dependent(rms_norm_kernel<T, width()>, static_cast<unsigned>(rows), threads, 0,
+                              stream, params);
     });
   });
 }

@@ -1,6 +1,7 @@
 // top_k and sample. The arithmetic that back ends must agree on is in sampling.h.
 #include <algorithm>
 
+#include "../dependent_launch.cuh"
 #include "../launch.h"
 #include "logit_row.cuh"
 
@@ -143,6 +144,7 @@ __device__ uint64_t full_total(LogitRow<T>& row) {
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     sample_kernel(const __grid_constant__ SampleParams params, TeamWorkspace* workspaces) {
+  begin_dependent();
   const int32_t r = static_cast<int32_t>(blockIdx.y);
   const RowTeam team{workspaces + r, static_cast<int>(gridDim.x), static_cast<int>(blockIdx.x)};
   LogitRow<T> row(params.logits, r, params.vocab_size, team);
@@ -158,6 +160,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     top_k_kernel(const __grid_constant__ TopKParams params) {
+  begin_dependent();
   __shared__ uint64_t places[kMaxTopK];  // (key, inverted id): descending is the order wanted
   __shared__ int32_t count;
   LogitRow<T> row(params.logits, static_cast<int32_t>(blockIdx.x), params.vocab_size,
@@ -204,8 +207,7 @@ cudaError_t top_k(const TopKParams& params, cudaStream_t stream) {
   if (params.rows == 0 || params.vocab_size == 0) return cudaSuccess;
   if (params.k < 1 || params.k > kMaxTopK) return cudaErrorInvalidValue;
   return with_storage(params.dtype, [&](auto type) {
-    top_k_kernel<decltype(type)><<<params.rows, kThreads, 0, stream>>>(params);
-    return cudaPeekAtLastError();
+    return launch_dependent(top_k_kernel<decltype(type)>, params.rows, kThreads, 0, stream, params);
   });
 }
 
@@ -224,13 +226,13 @@ cudaError_t sample(const SampleParams& params, void* workspace, int num_sms, cud
   return with_storage(params.dtype, [&](auto type) {
     const dim3 grid(blocks, params.rows);
     TeamWorkspace* workspaces = static_cast<TeamWorkspace*>(workspace);
+    const auto kernel = sample_kernel<decltype(type)>;
+    if (blocks == 1) return launch_dependent(kernel, grid, kThreads, 0, stream, params, workspaces);
+    // Cooperative, because blocks wait for each other: they are resident at once, or it fails.
     SampleParams by_value = params;
     void* arguments[] = {&by_value, &workspaces};
-    const void* kernel = reinterpret_cast<const void*>(sample_kernel<decltype(type)>);
-    // Cooperative where blocks wait for each other: then they are resident at once, or it fails.
-    if (blocks > 1)
-      return cudaLaunchCooperativeKernel(kernel, grid, dim3(kThreads), arguments, 0, stream);
-    return cudaLaunchKernel(kernel, grid, dim3(kThreads), arguments, 0, stream);
+    return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads),
+                                       arguments, 0, stream);
   });
 }
 

@@ -6,12 +6,12 @@ import { dtypeBytes } from "../dtype";
 import { failure, GqaError } from "../errors";
 import type { Graph } from "../graph";
 import { Memory } from "../memory";
-import { addon, copyPages, DTYPE_CODE, type KvArgs, type Ref } from "../native";
+import { addon, copyPages, DTYPE_CODE, type KvArgs, movePages, type Ref } from "../native";
 import type { Tensor } from "../tensor";
 import { type CacheLayout, outOfMemory } from "./config";
 import type { TableDevice } from "./ledger";
-import type { PageCopy } from "./sequence";
-import type { PageRun } from "./transfer";
+import type { PageCopy } from "./sequence-pages";
+import type { PageExtent } from "./transfer";
 
 /** Where `memory` lies. */
 export function placeOf(memory: Memory, offset: number = 0): Ref {
@@ -98,18 +98,34 @@ export class CacheMemory implements TableDevice {
     });
   }
 
-  /** The bits of pages that lie side by side. */
-  readPages({ layer, first, count }: PageRun): Promise<ArrayBuffer> {
-    const code = DTYPE_CODE[this.#layout.dtype];
-    const elements = (count * this.#layout.pageBytes) / dtypeBytes(this.#layout.dtype);
-    return addon.read(this.#pool.id, this.#offset(layer, first), code, code, elements);
+  /** Copies whole pages of every layer between the pool and `hostPages` pages of host memory. */
+  movePages(host: Memory, hostPages: number, toHost: boolean, runs: Int32Array): Promise<void> {
+    const { pageBytes, numLayers, numPages } = this.#layout;
+    return movePages(this.#device.handle, {
+      pool: placeOf(this.#pool),
+      host: placeOf(host),
+      pageBytes,
+      numLayers,
+      numPages,
+      hostPages,
+      toHost,
+      runs,
+    });
   }
 
-  /** Reads `bytes` before it returns. */
-  writePages({ layer, first, count }: PageRun, bytes: Uint8Array): void {
+  /** The bits of pages that lie side by side. */
+  readPages({ layer, page, offset, bytes }: PageExtent): Promise<ArrayBuffer> {
     const code = DTYPE_CODE[this.#layout.dtype];
-    const elements = (count * this.#layout.pageBytes) / dtypeBytes(this.#layout.dtype);
-    addon.upload(this.#pool.id, this.#offset(layer, first), code, bytes, code, elements);
+    const elements = bytes / dtypeBytes(this.#layout.dtype);
+    return addon.read(this.#pool.id, this.#offset(layer, page) + offset, code, code, elements);
+  }
+
+  /** Reads `data` before it returns. */
+  writePages({ layer, page, offset, bytes }: PageExtent, data: Uint8Array): void {
+    const code = DTYPE_CODE[this.#layout.dtype];
+    const elements = bytes / dtypeBytes(this.#layout.dtype);
+    const at = this.#offset(layer, page) + offset;
+    addon.upload(this.#pool.id, at, code, data, code, elements);
   }
 
   #offset(layer: number, page: number): number {

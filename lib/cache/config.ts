@@ -54,6 +54,8 @@ export interface KvCacheConfig {
   maxBytes?: number;
   /** Room as a part of the device's free memory, in (0, 1]. */
   memoryFraction?: number;
+  /** Bytes of host memory for offloaded sequences: pinned on CUDA, taken when needed, kept until dispose. Default 0. */
+  hostBytes?: number;
   /**
    * Open sequences at most. Where given, page table rows for all of them are set aside at once; else rows are added
    * as sequences are opened, up to 4096, which captured graphs forbid while they live.
@@ -85,6 +87,7 @@ const KNOWN: readonly (keyof KvCacheConfig)[] = [
   "maxTokens",
   "maxBytes",
   "memoryFraction",
+  "hostBytes",
   "maxSequences",
   "maxSeqLen",
   "fixedSplits",
@@ -190,6 +193,7 @@ export function cacheLayout(
     numPages,
     maxPages,
     maxSeqLen,
+    hostPages: hostPages(operation, given.hostBytes, numLayers * pageBytes),
     rows: given.maxSequences === undefined ? Math.min(FIRST_ROWS, maxSequences) : maxSequences,
     maxSequences,
     pageBytes,
@@ -268,6 +272,11 @@ function checkWindows(
     );
   }
   return mapItems(window, (value, i) => checkWindow(operation, `window[${i}]`, value));
+}
+
+function hostPages(operation: string, bytes: number = 0, bytesPerPage: number): number {
+  const given = checkInt(operation, "hostBytes", bytes, 0, Number.MAX_SAFE_INTEGER);
+  return Math.min(Math.floor(given / bytesPerPage), INT32_MAX);
 }
 
 /** Pages of tokens, without the null page. */

@@ -10,6 +10,10 @@ export interface CacheEvents {
   miss: [event: { sequence: Sequence; pages: number }];
   /** Cached pages were freed, to make room or by `evict`. */
   evict: [event: { pages: number }];
+  /** A sequence went to the host: so many pages were copied. */
+  offload: [event: { sequence: Sequence; pages: number }];
+  /** A sequence came back: so many pages were copied, those apart that the cache had kept. */
+  restore: [event: { sequence: Sequence; pages: number }];
   /** A sequence was closed, by itself or with its cache. */
   close: [event: { sequence: Sequence }];
 }

@@ -29,11 +29,21 @@ export function drawPages(ledger: Ledger): string {
     lines.push(`${String(first).padStart(8)}  ${line}`);
   }
   lines.push(". free  o cached  1-9 owners  + more  P pinned");
+  if (ledger.host.total > 0) {
+    lines.push(`on the host: ${ledger.host.used} of ${ledger.host.total} pages`);
+  }
   if (perCell > 1) lines.push("a cell shows its busiest page");
   const sequences = [...ledger.sequences];
   for (const sequence of sequences.slice(0, MOST_SEQUENCES)) {
     const pages = [...sequence.pages.entries].map(String);
     const shown = pages.length > 8 ? [...pages.slice(0, 6), "…", pages.at(-1)!] : pages;
+    if (sequence.offloaded) {
+      const { length } = sequence.pages.slots;
+      lines.push(
+        `sequence ${sequence.id}: ${sequence.length} tokens, offloaded, ${length} pages on the host`,
+      );
+      continue;
+    }
     lines.push(
       `sequence ${sequence.id}: ${sequence.length} tokens, pages ${shown.join(" ")} (${pages.length})` +
         `${sequence.pinned ? ", pinned" : ""}${sequence.inStep ? ", in an open step" : ""}`,

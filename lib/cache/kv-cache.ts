@@ -4,60 +4,44 @@ import type { Device } from "../device";
 import { failure, invalid } from "../errors";
 import { tensorArgument } from "../ops/arguments";
 import { RopeTable, ropeArgument } from "../rope";
+import { checkSignal } from "../signal";
 import { Tensor } from "../tensor";
 import { CacheMemory } from "./cache-memory";
 import { type CacheLayout, cacheLayout, checkConfig, type KvCacheConfig } from "./config";
-import type { CacheEvents } from "./events";
+import type { CacheEvents, Notify } from "./events";
+import { HostMemory } from "./host-memory";
 import { drawPages } from "./inspect";
 import { Ledger, type Request, type Shortage } from "./ledger";
+import { type MoveOptions, offloadSequence, restoreSequence } from "./offload";
 import { checkOpening, checkText, expectShort, type OpenOptions } from "./open-options";
+import type { CacheParts } from "./parts";
 import { checkRequests, checkSequence, outOfPages } from "./requests";
+import type { SavedSource } from "./saved-places";
 import type { Sequence } from "./sequence";
-import { type CacheParts, Step } from "./step";
+import { type CacheStats, cacheStats } from "./stats";
+import { Step } from "./step";
 import type { Text, TokenIds } from "./text";
 import {
   checkModel,
+  checkSaving,
   type LoadOptions,
   loadSequence,
   type SaveOptions,
+  type SaveToFile,
+  type SaveToStream,
   saveSequence,
 } from "./transfer";
 
 export { bytesPerToken, type CacheLayout, type KvCacheConfig } from "./config";
 export type { CacheEvents } from "./events";
+export type { MoveOptions } from "./offload";
 export type { OpenOptions } from "./open-options";
+export type { SavedSource } from "./saved-places";
 export type { Sequence } from "./sequence";
+export type { CacheStats } from "./stats";
 export type { Step } from "./step";
 export type { CommitOptions, TokenIds } from "./text";
-export type { LoadOptions, SaveOptions } from "./transfer";
-
-export interface CacheStats {
-  /**
-   * Without the null page; total = used + cached + free. `cached`: held by nobody, found by `open({ tokens })`, handed
-   * out when none is free. Of the used ones, `shared` have more than one owner and `pinned` are kept by `pin`.
-   */
-  pages: {
-    total: number;
-    used: number;
-    cached: number;
-    free: number;
-    shared: number;
-    pinned: number;
-  };
-  /** The most pages ever used at once. */
-  highWater: number;
-  /** Full pages of opened prompts that were there, and that were not. */
-  hits: number;
-  misses: number;
-  /** Cached pages that were freed. */
-  evictions: number;
-  /** `held` on the device, page table included; `used` and `cached` of it by such pages. */
-  bytes: { held: number; used: number; cached: number };
-  /** Committed tokens of all open sequences; a shared one counts in each. */
-  tokens: number;
-  /** Open ones. */
-  sequences: number;
-}
+export type { LoadOptions, SaveOptions, SaveToFile, SaveToStream } from "./transfer";
 
 /**
  * Keys and values of many sequences, in pages that it owns. Made by `device.createCache`. docs/cache.md draws the life
@@ -100,16 +84,15 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
       for (const owned of this.#owned) owned.dispose();
       throw error;
     }
-    this.#ledger = new Ledger(layout, this.#memory, (name, event) => {
-      // Not here: a listener must neither find a verb half done nor break it off by throwing.
-      if (this.listenerCount(name) === 0) return;
-      process.nextTick(() => (this as EventEmitter).emit(name, event));
-    });
+    const host = new HostMemory(device, layout, this.#memory);
+    this.#owned.push(host);
+    this.#ledger = new Ledger(layout, this.#memory, this.#notify);
     this.#parts = {
       device,
       layout,
       ledger: this.#ledger,
       memory: this.#memory,
+      host,
       rope: this.#rope,
       sinkLogits: this.#sinkLogits,
       live: (where) => this.#live(where),
@@ -204,51 +187,73 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
   }
 
   /**
-   * The sequence as bytes: keys, values and told tokens, for `load` of this or another cache of the same model, on any
-   * device. BUSY meanwhile; the event loop runs. Throws BUSY, DISPOSED, INVALID_ARGUMENT, OUT_OF_MEMORY of the host.
+   * Moves the sequence's pages to host memory and gives them back. Pages that others hold, or that are pinned, stay for
+   * them; full pages of told tokens stay cached until they are evicted. The sequence is BUSY meanwhile, then
+   * `offloaded`: it keeps its tokens and its place, and waits for `restore` or `close`. Throws OUT_OF_MEMORY beyond
+   * `hostBytes`, BUSY, ABORTED, DISPOSED, INVALID_ARGUMENT; then everything is as it was.
+   *
+   * @returns how many pages were copied.
    */
-  async save(sequence: Sequence, options?: SaveOptions): Promise<Buffer> {
-    const operation = "cache.save";
-    this.#live(operation);
-    this.device.notCapturing(operation);
-    const model = checkModel(operation, checkOptions(operation, options, ["model"]).model);
-    return saveSequence(operation, this.#parts, checkSequence(operation, sequence), model);
+  async offload(sequence: Sequence, options?: MoveOptions): Promise<number> {
+    const operation = "cache.offload";
+    const given = this.#movable(operation, sequence);
+    const pages = await offloadSequence(operation, this.#parts, given, options);
+    this.#notify("offload", { sequence: given, pages });
+    return pages;
   }
 
   /**
-   * A sequence that goes on where the saved one stood. Nothing of it is there before all is checked. Throws
-   * CORRUPT_DATA, saying why, for bytes that are damaged, or saved by a cache of another shape, RoPE or `model`;
-   * OUT_OF_PAGES; BUSY where `maxSequences` are open.
+   * Brings an offloaded sequence back: it goes on with the same bits. Full pages that the cache still has are shared
+   * again, the others copied. Throws OUT_OF_PAGES, BUSY, ABORTED, DISPOSED, INVALID_ARGUMENT; then it is still
+   * offloaded and no page has changed hands.
+   *
+   * @returns how many pages were copied.
    */
-  async load(data: Uint8Array, options?: LoadOptions): Promise<Sequence> {
+  async restore(sequence: Sequence, options?: MoveOptions): Promise<number> {
+    const operation = "cache.restore";
+    const given = this.#movable(operation, sequence);
+    const pages = await restoreSequence(operation, this.#parts, given, options);
+    this.#notify("restore", { sequence: given, pages });
+    return pages;
+  }
+
+  /**
+   * The sequence as bytes: keys, values and told tokens, for `load` of this or another cache of the same model, on any
+   * device. In a Buffer, or where `file` or `stream` says. BUSY meanwhile; the event loop runs. Throws BUSY, DISPOSED,
+   * ABORTED, OUT_OF_MEMORY of the host; INVALID_ARGUMENT also where the file or stream fails.
+   *
+   * @returns the bytes; with `file` or `stream`, how many they are.
+   */
+  save(sequence: Sequence, options: SaveToFile | SaveToStream): Promise<number>;
+  save(sequence: Sequence, options?: SaveOptions): Promise<Buffer>;
+  async save(sequence: Sequence, options?: SaveOptions): Promise<Buffer | number> {
+    const operation = "cache.save";
+    const given = this.#movable(operation, sequence);
+    const { model, signal, destination } = checkSaving(operation, options);
+    return saveSequence(operation, this.#parts, given, model, destination, signal);
+  }
+
+  /**
+   * A sequence that goes on where the saved one stood. Nobody sees anything of it before all is checked. `source` is a
+   * Buffer, the path or file: URL of a file, or a Readable, which is read to its end. Throws CORRUPT_DATA, saying why,
+   * for bytes that are damaged, or saved by a cache of another shape, RoPE or `model`; OUT_OF_PAGES; BUSY where
+   * `maxSequences` are open; ABORTED; DISPOSED; INVALID_ARGUMENT also where the file or stream fails.
+   */
+  async load(source: SavedSource, options?: LoadOptions): Promise<Sequence> {
     const operation = "cache.load";
     this.#live(operation);
-    const given = checkOptions(operation, options, ["model", "salt", "priority"]);
+    const known = ["model", "salt", "priority", "signal"] as const;
+    const given = checkOptions(operation, options, known);
     const model = checkModel(operation, given.model);
+    const signal = checkSignal(operation, given.signal);
     const { salt = "" } = given;
     const { priority } = checkOpening(operation, this.layout, { salt, priority: given.priority });
-    return loadSequence(operation, this.#parts, data, { model, salt, priority });
+    return loadSequence(operation, this.#parts, source, { model, salt, priority, signal });
   }
 
   stats(): CacheStats {
     this.#live("cache.stats");
-    const { hits, misses, pool } = this.#ledger;
-    const { total, used, cached, free, shared, pinned, highWater, evictions } = pool;
-    const bytesPerPage = this.layout.numLayers * this.layout.pageBytes;
-    return {
-      pages: { total, used, cached, free, shared, pinned },
-      highWater,
-      hits,
-      misses,
-      evictions,
-      bytes: {
-        held: this.#memory.bytes,
-        used: used * bytesPerPage,
-        cached: cached * bytesPerPage,
-      },
-      tokens: this.#ledger.tokens,
-      sequences: this.#ledger.sequences.size,
-    };
+    return cacheStats(this.#parts);
   }
 
   /** A map of the pages and a list of the sequences, for a person to read. Its form may change. */
@@ -269,6 +274,18 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
 
   [Symbol.dispose](): void {
     this.dispose();
+  }
+
+  /** On the next tick: a listener must neither find a verb half done nor break it off by throwing. */
+  readonly #notify: Notify = (name, event) => {
+    if (this.listenerCount(name) === 0) return;
+    process.nextTick(() => (this as EventEmitter).emit(name, event));
+  };
+
+  #movable(operation: string, sequence: unknown): Sequence {
+    this.#live(operation);
+    this.device.notCapturing(operation);
+    return checkSequence(operation, sequence);
   }
 
   #plan(operation: string, given: unknown): Step | Shortage {

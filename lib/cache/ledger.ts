@@ -5,17 +5,19 @@ import { checkInt, INT32_MAX, INTERNAL } from "../check";
 import { failure, invalid } from "../errors";
 import { firstInWindow } from "../window";
 import type { Notify } from "./events";
+import { busy, expectIdle, expectOpen, expectPlannable, expectResident } from "./guards";
+import { HostSlots } from "./host-slots";
 import { PagePool } from "./page-pool";
 import { PageTable } from "./page-table";
 import { checkLateTold } from "./requests";
+import { Sequence } from "./sequence";
 import {
   type Extent,
   firstPageHeld,
   type PageCopy,
   type Retention,
-  Sequence,
   SequencePages,
-} from "./sequence";
+} from "./sequence-pages";
 import type { Text } from "./text";
 
 /** The device's copy of the page table. A method that throws has changed nothing. */
@@ -38,6 +40,8 @@ export interface LedgerConfig extends Retention {
   /** Table rows to begin with, and at most. */
   readonly rows: number;
   readonly maxSequences: number;
+  /** Pages that may lie on the host. */
+  readonly hostPages: number;
 }
 
 export interface Request {
@@ -75,6 +79,7 @@ export interface Shortage {
 export class Ledger {
   readonly pool: PagePool;
   readonly table: PageTable;
+  readonly host: HostSlots;
   readonly config: LedgerConfig;
   readonly sequences: Set<Sequence> = new Set();
   readonly #device: TableDevice;
@@ -89,6 +94,7 @@ export class Ledger {
     this.config = config;
     this.pool = new PagePool(config.numPages);
     this.table = new PageTable(config.rows, config.maxPages);
+    this.host = new HostSlots(config.hostPages);
     this.#device = device;
   }
 
@@ -131,20 +137,20 @@ export class Ledger {
   evict(count: number): number {
     const { evictions } = this.pool;
     const done = this.pool.evict(count);
-    this.#noteEvictions(evictions);
+    this.noteEvictions(evictions);
     return done;
   }
 
   tell(sequence: Sequence, start: unknown, tokens: unknown): void {
     const operation = "sequence.tell";
-    this.#checkOpen(operation, sequence);
+    expectOpen(operation, this.sequences, sequence);
     const told = checkLateTold(operation, sequence, start, tokens);
-    this.#checkOpen(operation, sequence); // a getter in tokens may have closed it
+    expectOpen(operation, this.sequences, sequence); // a getter in tokens may have closed it
     sequence.pages.tell(told);
   }
 
   pin(sequence: Sequence): void {
-    this.#checkOpen("sequence.pin", sequence);
+    expectResident("sequence.pin", this.sequences, sequence);
     sequence.pages.pin();
   }
 
@@ -158,7 +164,7 @@ export class Ledger {
   }
 
   fork(parent: Sequence): Sequence {
-    this.#checkIdle("sequence.fork", parent);
+    expectIdle("sequence.fork", this.sequences, parent);
     const { prefixLen, pages } = parent;
     const child = this.#add(
       "sequence.fork",
@@ -179,7 +185,7 @@ export class Ledger {
 
   truncate(sequence: Sequence, length: number): void {
     const operation = "sequence.truncate";
-    this.#checkIdle(operation, sequence);
+    expectIdle(operation, this.sequences, sequence);
     const { pages, prefixLen } = sequence;
     checkInt(operation, "length", length, 0, pages.length);
     if (length > 0 && length < Math.min(prefixLen, pages.length)) {
@@ -210,7 +216,7 @@ export class Ledger {
 
   /** Makes a sequence BUSY without a step; `inStep = false` ends it. */
   hold(operation: string, sequence: Sequence): void {
-    this.#checkIdle(operation, sequence);
+    expectIdle(operation, this.sequences, sequence);
     sequence.inStep = true;
   }
 
@@ -218,7 +224,7 @@ export class Ledger {
   couldHold({ length, prefixLen, firstLive }: Extent, told: number): boolean {
     const { pageSize, sinkTokens, window } = this.config;
     const sinkPages = Math.ceil(sinkTokens / pageSize);
-    const numbers = [length, prefixLen, firstLive];
+    const numbers = [length, prefixLen, firstLive, told];
     if (numbers.some((n) => !Number.isInteger(n) || n < 0 || n > INT32_MAX)) return false;
     if (told > (prefixLen > 0 ? 0 : length)) return false;
     if (length > 0 && length < prefixLen) return false;
@@ -228,12 +234,7 @@ export class Ledger {
   }
 
   /** A sequence with fresh pages, and BUSY, for what was saved. */
-  restore(
-    operation: string,
-    saved: Extent,
-    text: Text | null,
-    priority: number,
-  ): Sequence | Shortage {
+  load(operation: string, saved: Extent, text: Text | null, priority: number): Sequence | Shortage {
     const sequence = this.#add(operation, saved.prefixLen, text, priority);
     const needed = sequence.pages.pagesHeld(saved);
     const { free, cached, evictions } = this.pool;
@@ -241,9 +242,9 @@ export class Ledger {
       this.#end(sequence);
       return { needed, free, evictable: cached };
     }
-    sequence.pages.restore(saved);
+    sequence.pages.takeFor(saved);
     sequence.inStep = true;
-    this.#noteEvictions(evictions);
+    this.noteEvictions(evictions);
     return sequence;
   }
 
@@ -262,7 +263,7 @@ export class Ledger {
 
   /** All the pages that the requests need, or the reason why not and nothing changed. */
   reserve(operation: string, requests: readonly Request[]): Reservation | Shortage {
-    this.#checkRequests(operation, requests);
+    expectPlannable(operation, this.sequences, this.config, requests);
     let needed = 0;
     for (const { sequence, tokens } of requests) needed += sequence.pages.pagesNeeded(tokens);
     const { free, cached, evictions } = this.pool;
@@ -274,7 +275,7 @@ export class Ledger {
       if (copy !== null) copies.push(copy);
       sequence.inStep = true;
     }
-    this.#noteEvictions(evictions);
+    this.noteEvictions(evictions);
     return {
       copies,
       commit(told = []) {
@@ -302,11 +303,24 @@ export class Ledger {
     this.table.clearChanges();
   }
 
+  /** Tells of the evictions since there were `before` of them. */
+  noteEvictions(before: number): void {
+    const pages = this.pool.evictions - before;
+    if (pages > 0) this.#notify("evict", { pages });
+  }
+
   /** Tokens of all open sequences; shared ones count once for each. */
   get tokens(): number {
     let sum = 0;
     for (const sequence of this.sequences) sum += sequence.length;
     return sum;
+  }
+
+  /** Sequences whose pages lie on the host. */
+  get offloaded(): number {
+    let count = 0;
+    for (const sequence of this.sequences) if (sequence.offloaded) count++;
+    return count;
   }
 
   #add(operation: string, prefixLen: number, text: Text | null, priority: number): Sequence {
@@ -319,14 +333,10 @@ export class Ledger {
   }
 
   #end(sequence: Sequence): void {
+    this.host.give(sequence.pages.slots);
     sequence.pages.release();
     sequence.isClosed = true;
     this.sequences.delete(sequence);
-  }
-
-  #noteEvictions(before: number): void {
-    const pages = this.pool.evictions - before;
-    if (pages > 0) this.#notify("evict", { pages });
   }
 
   #grow(operation: string): void {
@@ -343,58 +353,4 @@ export class Ledger {
     this.#device.grow(rows);
     this.table.grow(rows);
   }
-
-  #checkOpen(operation: string, sequence: Sequence): void {
-    if (sequence.isClosed) {
-      throw failure("DISPOSED", operation, `sequence ${sequence.id} is closed`, "open a new one");
-    }
-    if (!this.sequences.has(sequence)) {
-      throw invalid(operation, `sequence ${sequence.id} belongs to another cache`);
-    }
-  }
-
-  #checkIdle(operation: string, sequence: Sequence): void {
-    this.#checkOpen(operation, sequence);
-    if (sequence.inStep) throw busy(operation, sequence);
-  }
-
-  #checkRequests(operation: string, requests: readonly Request[]): void {
-    const seen = new Set<Sequence>();
-    for (const { sequence, tokens } of requests) {
-      this.#checkIdle(operation, sequence);
-      if (seen.has(sequence)) {
-        throw invalid(
-          operation,
-          `sequence ${sequence.id} stands twice in one plan`,
-          "plan its tokens as one entry",
-        );
-      }
-      seen.add(sequence);
-      const end = sequence.length + tokens;
-      if (end > this.config.maxSeqLen) {
-        throw invalid(
-          operation,
-          `sequence ${sequence.id} would hold ${end} tokens, more than maxSeqLen ${this.config.maxSeqLen}`,
-          "createCache({ maxSeqLen }) with more",
-        );
-      }
-      if (end < sequence.prefixLen) {
-        throw invalid(
-          operation,
-          `sequence ${sequence.id} would hold ${end} of the ${sequence.prefixLen} tokens of its prefixLen, ` +
-            "which see each other and so must be computed together",
-          "plan at least prefixLen tokens first",
-        );
-      }
-    }
-  }
-}
-
-function busy(operation: string, sequence: Sequence): Error {
-  return failure(
-    "BUSY",
-    operation,
-    `sequence ${sequence.id} is in an open step, or being saved`,
-    "commit, roll back or dispose that step, or await the saving, first",
-  );
 }

@@ -2,26 +2,31 @@
 //
 //   0   "FGQA-SEQ"
 //   8   uint32 version, uint32 headerBytes
-//   16  SHA-256 of all bytes but these 32
-//   48  header: JSON, padded with spaces so that what follows is aligned to 64
-//       tokens [header.tokens] int32, padded with zeros to 64
-//       pages  [numLayers, pages held, 2, numKvHeads, pageSize, headDim], in the sequence's order
+//   16  SHA-256 of the bytes before it, and of the header
+//   48  header: JSON, padded with spaces to a multiple of 64
+//       body:   tokens [header.tokens] int32, padded with zeros to a multiple of 64
+//               pages [numLayers, pages held, 2, numKvHeads, pageSize, headDim], in the sequence's order
+//       SHA-256 of the SHA-256 of each 4 MiB of the body
 //
-// The checksum finds damage, not forgery.
+// It can be written and read from one end to the other. The checksums find damage, not forgery.
 
-import { createHash, type Hash } from "node:crypto";
-import { setImmediate } from "node:timers/promises";
-import { isUint8Array } from "node:util/types";
-import { checkMemory, hostCopy, show } from "../check";
-import { failure, GqaError, invalid } from "../errors";
+import { createHash, webcrypto } from "node:crypto";
+import { show } from "../check";
+import { failure, GqaError } from "../errors";
 
 const MAGIC = "FGQA-SEQ";
-const VERSION = 1;
+const VERSION = 2;
 const CHECKSUM_AT = 16;
-const HEADER_AT = 48;
 const ALIGN = 64;
-/** Hashed in one turn of the event loop. */
-const SLICE = 1 << 20;
+/** Of a header that is worth reading. */
+const MOST_HEADER_BYTES = 1 << 20;
+
+/** Bytes of the file before the header. */
+export const HEADER_AT = 48;
+/** Bytes of a checksum. */
+export const SUM_BYTES = 32;
+/** Bytes of the body that are hashed, read and written at once. */
+export const BLOCK: number = 4 << 20;
 
 /** What must be the same where a sequence is loaded: by name, so that a refusal can say what is not. */
 export type Fingerprint = Readonly<Record<string, string | number>>;
@@ -38,83 +43,49 @@ export interface SavedHeader {
   readonly pageBytes: number;
 }
 
-export interface Saved {
-  readonly header: SavedHeader;
-  readonly tokens: Int32Array;
-  /** A view of the bytes given. */
-  readonly pages: Uint8Array;
+/** Bytes that so many tokens take in the body. */
+export function tokenBytes(tokens: number): number {
+  return aligned(tokens * 4);
 }
 
-/** Makes room for a sequence, writes its header and tokens, and leaves `pages` to be filled, and then `seal`ed. */
-export function layOut(
-  operation: string,
-  header: SavedHeader,
-  tokens: Int32Array,
-): { bytes: Buffer; pages: Uint8Array } {
+/** All before the body. */
+export function writeHead(header: SavedHeader): Buffer {
   const json = Buffer.from(JSON.stringify(header));
-  const headerBytes = aligned(HEADER_AT + json.length) - HEADER_AT;
-  const tokensAt = HEADER_AT + headerBytes;
-  const pagesAt = aligned(tokensAt + tokens.byteLength);
-  const length = pagesAt + header.pageBytes;
-  const bytes = Buffer.from(
-    hostCopy(operation, "the sequence", Uint8Array, length).buffer as ArrayBuffer,
-  );
-  bytes.write(MAGIC, "latin1");
-  bytes.writeUInt32LE(VERSION, 8);
-  bytes.writeUInt32LE(headerBytes, 12);
-  bytes.fill(" ", HEADER_AT, tokensAt);
-  json.copy(bytes, HEADER_AT);
-  bytes.set(new Uint8Array(tokens.buffer, tokens.byteOffset, tokens.byteLength), tokensAt);
-  return { bytes, pages: bytes.subarray(pagesAt) };
+  const head = Buffer.alloc(aligned(HEADER_AT + json.length), " ");
+  head.write(MAGIC, "latin1");
+  head.writeUInt32LE(VERSION, 8);
+  head.writeUInt32LE(head.length - HEADER_AT, 12);
+  json.copy(head, HEADER_AT);
+  headSum(head).copy(head, CHECKSUM_AT);
+  return head;
 }
 
-export async function seal(bytes: Buffer): Promise<void> {
-  (await checksum(bytes)).copy(bytes, CHECKSUM_AT);
-}
-
-/** Reads what `layOut` and `seal` wrote. Throws CORRUPT_DATA, saying why; INVALID_ARGUMENT for what are no bytes. */
-export async function readSaved(
-  operation: string,
-  data: unknown,
-  expected: Fingerprint,
-): Promise<Saved> {
-  if (!isUint8Array(data)) {
-    throw invalid(operation, `data expected a Buffer or Uint8Array, got ${show(data)}`);
-  }
-  checkMemory(operation, "data", data);
-  const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
-  if (bytes.length < HEADER_AT || bytes.toString("latin1", 0, MAGIC.length) !== MAGIC) {
+/** The bytes of the header that follows these, the first HEADER_AT of the file. */
+export function headerBytes(operation: string, start: Buffer): number {
+  if (start.toString("latin1", 0, MAGIC.length) !== MAGIC) {
     throw corrupt(operation, "these bytes are no saved sequence", "it begins otherwise");
   }
-  const version = bytes.readUInt32LE(8);
+  const version = start.readUInt32LE(8);
   if (version !== VERSION) {
     throw corrupt(operation, `saved in version ${version} of the format`, `this reads ${VERSION}`);
   }
-  const sum = await checksum(bytes);
-  if (bytes.length < HEADER_AT || !sum.equals(bytes.subarray(CHECKSUM_AT, HEADER_AT))) {
-    throw corrupt(operation, "the checksum differs", "bytes were changed or cut off");
-  }
-  return parse(operation, bytes, expected);
+  const bytes = start.readUInt32LE(12);
+  if (bytes <= MOST_HEADER_BYTES) return bytes;
+  throw corrupt(operation, `the header would have ${bytes} bytes`, CHANGED);
 }
 
-function parse(operation: string, bytes: Buffer, expected: Fingerprint): Saved {
+/** Reads what `writeHead` wrote. Throws CORRUPT_DATA, saying why. */
+export function readHead(operation: string, head: Buffer, expected: Fingerprint): SavedHeader {
+  if (!headSum(head).equals(head.subarray(CHECKSUM_AT, HEADER_AT))) throw wrongSum(operation);
   try {
-    const tokensAt = HEADER_AT + bytes.readUInt32LE(12);
-    const header = JSON.parse(bytes.toString("utf8", HEADER_AT, tokensAt)) as SavedHeader;
+    const header = JSON.parse(head.toString("utf8", HEADER_AT)) as SavedHeader;
     for (const [name, value] of Object.entries(expected)) {
       const saved = header.fingerprint[name];
       if (saved === value) continue;
       const what = `saved with ${name} ${show(saved)}, and this cache has ${show(value)}`;
       throw corrupt(operation, what, "keys and values mean something else here");
     }
-    const pagesAt = aligned(tokensAt + header.tokens * 4);
-    if (pagesAt + header.pageBytes !== bytes.length) {
-      throw corrupt(operation, `${bytes.length} bytes do not fit the header`, "save it again");
-    }
-    const tokens = Int32Array.from({ length: header.tokens }, (_, i) =>
-      bytes.readInt32LE(tokensAt + 4 * i),
-    );
-    return { header, tokens, pages: bytes.subarray(pagesAt) };
+    return header;
   } catch (cause) {
     if (cause instanceof GqaError) throw cause;
     const message = `${operation}: the header cannot be read: save it again`;
@@ -122,18 +93,40 @@ function parse(operation: string, bytes: Buffer, expected: Fingerprint): Saved {
   }
 }
 
+/** The checksum of a body that comes block by block. Hashed by Node's own threads, not by the event loop. */
+export class BodySum {
+  /** Blocks that are hashed at a time. */
+  static readonly #AHEAD = 4;
+  readonly #sums: Promise<ArrayBuffer>[] = [];
+
+  /** All blocks but the last have BLOCK bytes. It must not change until this resolves. */
+  async add(block: Uint8Array): Promise<void> {
+    const sum = webcrypto.subtle.digest("SHA-256", block);
+    sum.catch(() => {}); // asked for below, or by nobody where the rest fails first
+    this.#sums.push(sum);
+    await this.#sums.at(-BodySum.#AHEAD);
+  }
+
+  async digest(): Promise<Buffer> {
+    const hash = createHash("sha256");
+    for (const sum of this.#sums) hash.update(new Uint8Array(await sum));
+    return hash.digest();
+  }
+}
+
+const CHANGED = "bytes were changed or cut off";
+
+export function wrongSum(operation: string): GqaError {
+  return corrupt(operation, "the checksum differs", CHANGED);
+}
+
 export function corrupt(operation: string, what: string, why: string): GqaError {
   return failure("CORRUPT_DATA", operation, what, why);
 }
 
-/** In slices, so that the event loop runs in between. */
-async function checksum(bytes: Buffer): Promise<Buffer> {
-  const hash: Hash = createHash("sha256").update(bytes.subarray(0, CHECKSUM_AT));
-  for (let at = HEADER_AT; at < bytes.length; at += SLICE) {
-    hash.update(bytes.subarray(at, at + SLICE));
-    await setImmediate();
-  }
-  return hash.digest();
+function headSum(head: Buffer): Buffer {
+  const hash = createHash("sha256").update(head.subarray(0, CHECKSUM_AT));
+  return hash.update(head.subarray(HEADER_AT)).digest();
 }
 
 function aligned(bytes: number): number {

@@ -7,7 +7,6 @@
 //                 idle ◄──────────────────────────────────────────────────idle ── next(n) plans again, same buffers
 
 import { checkInt, checkInternal, checkOptions, INT32_MAX, INTERNAL, show } from "../check";
-import type { Device } from "../device";
 import { failure, invalid } from "../errors";
 import type { Graph } from "../graph";
 import { Memory } from "../memory";
@@ -15,33 +14,13 @@ import { appendKv, attention, ropeRows } from "../native";
 import { checkGroup, expectAligned, outputArgument, tensorArgument } from "../ops/arguments";
 import type { RopeTable } from "../rope";
 import { Tensor } from "../tensor";
-import { type CacheMemory, placeOf, rowOf } from "./cache-memory";
-import type { CacheLayout } from "./config";
-import {
-  type Ledger,
-  type Plan,
-  type Request,
-  type Reservation,
-  type Shortage,
-  undo,
-} from "./ledger";
+import { placeOf, rowOf } from "./cache-memory";
+import { type Plan, type Request, type Reservation, type Shortage, undo } from "./ledger";
+import type { CacheParts } from "./parts";
 import { checkRequest, checkTold, outOfPages } from "./requests";
 import type { Sequence } from "./sequence";
 import { StepBatch } from "./step-batch";
 import type { CommitOptions } from "./text";
-
-/** What a step uses of its cache. */
-export interface CacheParts {
-  readonly device: Device;
-  readonly layout: CacheLayout;
-  readonly ledger: Ledger;
-  readonly memory: CacheMemory;
-  readonly rope: RopeTable | null;
-  /** [1 or numLayers, numQHeads] float32 */
-  readonly sinkLogits: Tensor | null;
-  /** Throws DISPOSED. */
-  live(operation: string): void;
-}
 
 /** Rolls back where dispose() is forgotten: else the sequences would stay BUSY. */
 const forgotten = new FinalizationRegistry<Plan>(undo);

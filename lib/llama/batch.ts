@@ -133,7 +133,7 @@ export class Batch implements Disposable {
   #choose(hidden: Tensor): void {
     const { transformer } = this.#engine;
     const { sampling, top } = this.#buffers;
-    const logits = transformer.logits(transformer.finalNorm(hidden));
+    const logits = transformer.logitsOf(hidden);
     sample(logits, sampling);
     if (top !== null) topK(logits, this.#settings.logprobs, top);
   }

@@ -1,5 +1,5 @@
 // Writing text: the prompts go through the cache in pieces, then every sequence takes one token a
-// step, all in one batch. A step is enqueued before the last one's tokens are looked at, so that
+// step, all in one batch. Steps are enqueued before the last one's tokens are looked at, so that
 // the device does not wait for the text.
 
 import type { KvCache } from "../cache/kv-cache";
@@ -7,10 +7,13 @@ import type { Sequence } from "../cache/sequence";
 import type { Step } from "../cache/step";
 import type { Device } from "../device";
 import { GqaError } from "../errors";
-import { Batch, type Draw } from "./batch";
+import { throwIfAborted } from "../signal";
+import { Batch } from "./batch";
 import type { Settings } from "./options";
 import { StopFinder, StreamingDecoder } from "./stream-text";
 import type { Transformer } from "./transformer";
+
+const OPERATION = "Llama.generate";
 
 /**
  * "eos": a stop token came; "stop": a stop string; "length": maxTokens, or the end of the context.
@@ -55,6 +58,12 @@ export interface Engine {
  * their activations.
  */
 const PREFILL_ROWS = 2048;
+
+/**
+ * Steps that stand in the queue behind the one whose tokens are awaited. With one, a device whose
+ * step is shorter than the way of its news to the event loop and of the answer back would idle.
+ */
+const STEPS_AHEAD = 2;
 
 /** One sequence being written. */
 class Text {
@@ -117,7 +126,7 @@ export async function* generateParts(
   let texts: Text[] = [];
   let batch: Batch | null = null;
   try {
-    throwIfAborted(settings.signal);
+    throwIfAborted(OPERATION, settings.signal);
     for (const [index, prompt] of prompts.entries()) {
       const limit = Math.min(settings.maxTokens, engine.contextLength - prompt.length);
       const seq = engine.cache.open();
@@ -125,28 +134,31 @@ export async function* generateParts(
     }
     const { step, tokens, ends } = await prefill(engine, texts, settings.signal);
     batch = new Batch(engine, step, texts, settings);
-    let draw = batch.begin(tokens, ends);
+    let draws = [batch.begin(tokens, ends)];
+    batch.step.commit();
     for (;;) {
-      batch.step.commit();
-      let ahead: Promise<Draw> | null = null;
-      if (texts.every((text) => text.count + 1 < text.limit) && nextFits(batch.step)) {
-        ahead = batch.advance();
+      while (draws.length <= STEPS_AHEAD && goOn(texts, draws.length) && nextFits(batch.step)) {
+        draws.push(batch.advance());
+        batch.step.commit();
       }
-      const { drawn, top } = await unlessAborted(draw, settings.signal);
-      for (const [row, text] of texts.entries()) yield text.push(drawn[row]!, top?.[row]);
-      throwIfAborted(settings.signal);
-      if (ahead === null || texts.some((text) => text.finished)) {
-        // What is enqueued ahead, if anything, has rows that nobody wants: undone, and planned
-        // again for the rest.
+      if (draws.length === 0) {
+        // A text has ended, or pages are short: what is left is planned anew.
         batch.dispose();
         for (const text of texts) if (text.finished) text.seq.close();
         texts = texts.filter((text) => !text.finished);
-        if (texts.length === 0) return;
         const next = engine.cache.plan(texts.map((text) => [text.seq, 1]));
         batch = new Batch(engine, next, texts, settings);
-        ahead = batch.resume(Int32Array.from(texts, (text) => text.last));
+        draws = [batch.resume(Int32Array.from(texts, (text) => text.last))];
+        batch.step.commit();
+        continue;
       }
-      draw = ahead;
+      const { drawn, top } = await unlessAborted(draws.shift()!, settings.signal);
+      for (const [row, text] of texts.entries()) {
+        // What was drawn ahead of a text's end is nobody's.
+        if (!text.finished) yield text.push(drawn[row]!, top?.[row]);
+      }
+      throwIfAborted(OPERATION, settings.signal);
+      if (texts.every((text) => text.finished)) return;
     }
   } finally {
     batch?.dispose();
@@ -199,6 +211,11 @@ async function prefill(engine: Engine, texts: readonly Text[], signal: AbortSign
   }
 }
 
+/** Whether every text wants the token behind those being drawn. */
+function goOn(texts: readonly Text[], drawing: number): boolean {
+  return texts.every((text) => !text.finished && text.count + drawing < text.limit);
+}
+
 /** Plans one more token for the same sequences, unless pages are short. */
 function nextFits(step: Step): boolean {
   try {
@@ -210,20 +227,10 @@ function nextFits(step: Step): boolean {
   }
 }
 
-function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted) {
-    const operation = "Llama.generate";
-    throw new GqaError("ABORTED", `${operation}: aborted by its signal`, {
-      operation,
-      cause: signal.reason,
-    });
-  }
-}
-
 /** The promise's value, or ABORTED as soon as the signal says so. */
 async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return promise;
-  throwIfAborted(signal);
+  throwIfAborted(OPERATION, signal);
   let onAbort = () => {};
   const aborted = new Promise<void>((resolve) => {
     onAbort = resolve;
@@ -231,7 +238,7 @@ async function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undef
   });
   try {
     await Promise.race([promise, aborted]);
-    throwIfAborted(signal);
+    throwIfAborted(OPERATION, signal);
     return await promise;
   } finally {
     signal.removeEventListener("abort", onAbort);

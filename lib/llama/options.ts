@@ -12,6 +12,7 @@ import {
   show,
 } from "../check";
 import { invalid } from "../errors";
+import { checkSignal } from "../signal";
 import type { GenerationDefaults } from "./config";
 
 export interface GenerateOptions {
@@ -107,7 +108,7 @@ export function readOptions(
       0,
       Math.min(MAX_LOGPROBS, vocabSize),
     ),
-    signal: readSignal(operation, given.signal),
+    signal: checkSignal(operation, given.signal),
   };
 }
 
@@ -117,16 +118,4 @@ function readStop(operation: string, stop: unknown): readonly string[] {
     if (typeof item === "string" && item !== "") return item;
     throw invalid(operation, `stop expected strings with a character in them, got ${show(item)}`);
   });
-}
-
-/** By its shape and not by instanceof: a test environment brings its own AbortSignal class. */
-function readSignal(operation: string, signal: unknown): AbortSignal | undefined {
-  if (signal === undefined) return undefined;
-  const { aborted, addEventListener, removeEventListener } = (signal ?? {}) as Partial<AbortSignal>;
-  const isSignal =
-    typeof aborted === "boolean" &&
-    typeof addEventListener === "function" &&
-    typeof removeEventListener === "function";
-  if (isSignal) return signal as AbortSignal;
-  throw invalid(operation, `signal expected an AbortSignal, got ${show(signal)}`);
 }

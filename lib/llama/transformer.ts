@@ -4,7 +4,7 @@
 
 import type { Step } from "../cache/step";
 import type { Device } from "../device";
-import { embedding, linear, rmsNorm, siluMul } from "../nn";
+import { embedding, linear, rmsNorm } from "../nn";
 import type { Tensor } from "../tensor";
 import type { LlamaConfig } from "./config";
 import type { LayerWeights, Weights } from "./weights";
@@ -48,18 +48,23 @@ export class Transformer {
     return linear(normed, this.weights.lmHead, { outDtype: "float32" });
   }
 
+  /** hidden: [rows, hidden] as `forward` returns it. Returns [rows, vocab] float32. */
+  logitsOf(hidden: Tensor): Tensor {
+    const norm = { weight: this.weights.finalNorm, eps: this.config.rmsNormEps };
+    return linear(hidden, this.weights.lmHead, { norm, outDtype: "float32" });
+  }
+
   #layer(step: Step, index: number, weights: LayerWeights, x: Tensor): Tensor {
-    const { rmsNormEps: eps, intermediateSize } = this.config;
-    const [q, k, v] = this.#qkv(weights, rmsNorm(x, weights.inputNorm, eps));
+    const { rmsNormEps: eps } = this.config;
+    const [q, k, v] = this.#qkv(weights, x);
     const o = step.attend(index, q, k, v);
     const attended = linear(o.reshape([x.shape[0]!, weights.o.shape[1]!]), weights.o, {
       bias: weights.oBias ?? undefined,
       residual: x,
     });
-    const gateUp = linear(rmsNorm(attended, weights.mlpNorm, eps), weights.gateUp);
-    const gate = gateUp.slice(1, 0, intermediateSize);
-    const up = gateUp.slice(1, intermediateSize);
-    return linear(siluMul(gate, up), weights.down, { residual: attended });
+    const norm = { weight: weights.mlpNorm, eps };
+    const gated = linear(attended, weights.gateUp, { norm, gated: true });
+    return linear(gated, weights.down, { residual: attended });
   }
 
   /**
@@ -68,11 +73,10 @@ export class Transformer {
    */
   #qkv(weights: LayerWeights, x: Tensor): [Tensor, Tensor, Tensor] {
     const { numQHeads, numKvHeads, headDim, rmsNormEps: eps } = this.config;
-    const heads = linear(x, weights.qkv, { bias: weights.qkvBias ?? undefined }).reshape([
-      x.shape[0]!,
-      numQHeads + 2 * numKvHeads,
-      headDim,
-    ]);
+    const heads = linear(x, weights.qkv, {
+      norm: { weight: weights.inputNorm, eps },
+      bias: weights.qkvBias ?? undefined,
+    }).reshape([x.shape[0]!, numQHeads + 2 * numKvHeads, headDim]);
     const q = heads.slice(1, 0, numQHeads);
     const k = heads.slice(1, numQHeads, numQHeads + numKvHeads);
     const v = heads.slice(1, numQHeads + numKvHeads);

@@ -91,3 +91,29 @@ export function copyPages(
   num(a.pairs.length / 2);
   addon.copyPages(count(), a.pairs);
 }
+
+/** Pages of all layers, to or from the whole of a host buffer. `runs` is read before it returns. */
+export function movePages(
+  device: number,
+  a: {
+    pool: Ref;
+    host: Ref;
+    pageBytes: number;
+    numLayers: number;
+    numPages: number;
+    hostPages: number;
+    toHost: boolean;
+    runs: Int32Array;
+  },
+): Promise<void> {
+  begin(device);
+  ref(a.pool);
+  ref(a.host);
+  num(a.pageBytes);
+  num(a.numLayers);
+  num(a.numPages);
+  num(a.hostPages);
+  num(a.toHost ? 1 : 0);
+  num(a.runs.length / 3);
+  return addon.movePages(count(), a.runs);
+}

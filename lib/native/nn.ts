@@ -34,12 +34,15 @@ export function linear(
     weight: Ref;
     bias: Ref | null;
     residual: Ref | null;
+    normWeight: Ref | null;
     out: Ref;
     dtype: DType;
     outDtype: DType;
     rows: number;
     inFeatures: number;
     outFeatures: number;
+    normEps: number;
+    gated: boolean;
   },
 ): void {
   begin(device);
@@ -47,12 +50,15 @@ export function linear(
   ref(a.weight);
   ref(a.bias);
   ref(a.residual);
+  ref(a.normWeight);
   ref(a.out);
   num(DTYPE_CODE[a.dtype]);
   num(DTYPE_CODE[a.outDtype]);
   num(a.rows);
   num(a.inFeatures);
   num(a.outFeatures);
+  num(a.normEps);
+  num(a.gated ? 1 : 0);
   addon.linear(count());
 }
 

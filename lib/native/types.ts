@@ -168,6 +168,8 @@ export interface Addon {
   trim(device: number): void;
 
   allocate(device: number, bytes: number): MemoryHandle;
+  /** Host memory for `movePages` alone: pinned where the device is none of the host's. Made by the first move to it. */
+  allocateHost(device: number, bytes: number): MemoryHandle;
   free(id: number): void;
   /** Live buffers of this environment: for leak tests. */
   liveBuffers(): number;
@@ -235,6 +237,8 @@ export interface Addon {
   sliceWindow(count: number): void;
   mergeStates(count: number): void;
   copyPages(count: number, pairs: Int32Array): void;
+  /** runs: [numRuns, 3] of (page, page on the host, count), read before it returns. */
+  movePages(count: number, runs: Int32Array): Promise<void>;
   embedding(count: number): void;
   linear(count: number): void;
   rmsNorm(count: number): void;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <atomic>
 #include <map>
+#include <string_view>
 #include <thread>
 
 #include "attention_timing.h"
@@ -118,16 +119,28 @@ std::string check_program(const Program& p, const Values& x, const Answer& want,
   }
   if (first.fault != (expects_fault ? kFaultPageId : kFaultNone))
     return "fault word is " + std::to_string(first.fault);
-  if (const std::string wrong = compare(p, want, first); !wrong.empty()) return wrong;
+  // The Hopper kernel reads a page that does not exist as zeros (docs/conventions.md, 12).
+  const std::string_view kernel = first.kernel;
+  const bool is_hopper = kernel.starts_with("sm90");
+  if (!expects_fault || !is_hopper)
+    if (const std::string wrong = compare(p, want, first); !wrong.empty()) return wrong;
   if (!same_bits(first, run(p, x, device, p.data_seed + 1))) return "a second run differs";
+  const Outcome late = run(p, x, device, p.data_seed + 1, true);
+  if (late.fault != first.fault) return "lengths written late: fault " + std::to_string(late.fault);
+  if (!same_bits(first, late)) return "lengths written late: the answer differs";
 
   Program other = p;  // the same keys elsewhere
   if (p.bad_page < 0) {
     other.paged = !p.paged;
-    if (!same_bits(first, run(other, x, device, p.data_seed + 2))) return "paged and dense differ";
+    const Outcome moved = run(other, x, device, p.data_seed + 2);
+    // Pages of fewer than 8 keys are no box of the copy engine, and so take another kernel.
+    const bool comparable = p.page_size >= 8 || moved.kernel == kernel;
+    if (comparable && !same_bits(first, moved)) return "paged and dense differ";
     other.paged = true;
     other.page_size = p.page_size == 16 ? 64 : 16;
-    if (!same_bits(first, run(other, x, device, p.data_seed + 3))) return "page sizes differ";
+    const Outcome resized = run(other, x, device, p.data_seed + 3);
+    if ((comparable || resized.kernel == kernel) && !same_bits(first, resized))
+      return "page sizes differ";
   }
   if (p.fixed_split > 0)
     for (int b = 0; b < p.batch_size(); ++b)
@@ -178,7 +191,10 @@ cuda::DeviceTraits device_traits() {
   check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "minor");
   check(cudaDeviceGetAttribute(&sms, cudaDevAttrMultiProcessorCount, device), "sms");
   check(cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "smem");
-  return {10 * major + minor, sms, static_cast<size_t>(smem)};
+  static const Buffer places(cuda::kMergeBytes);  // a Buffer is 0xff until written
+  static const Buffer counters(std::vector<int32_t>(cuda::kNumCounters, 0));
+  return {10 * major + minor, sms, static_cast<size_t>(smem), counters.as<int32_t>(),
+          places.as<void>()};
 }
 
 }  // namespace

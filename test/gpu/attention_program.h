@@ -150,7 +150,7 @@ inline Program random_program(Random& random) {
   p.page_size = random.pick<int>({1, 8, 16, 32, 64, 128});
   if (p.paged && random.chance(8) && p.kv_lens[0] > 0)
     p.bad_page = random.range(0, (p.kv_lens[0] - 1) / p.page_size);
-  p.num_sms = random.pick<int>({1, 20, 132, 1000});
+  p.num_sms = random.pick<int>({1, 20, 100, 132});
   p.data_seed = random.next();
   return p;
 }

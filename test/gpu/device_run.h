@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "../../cuda/attention.h"
+#include "../../cuda/dependent_launch.cuh"
 #include "attention_program.h"
 
 namespace flash_gqa::test {
@@ -40,7 +41,7 @@ class Buffer {
   T* as() const {
     return reinterpret_cast<T*>(base_ + kGuard);
   }
-  void upload(const void* from, size_t bytes) {
+  void upload(const void* from, size_t bytes) const {
     check(cudaMemcpy(base_ + kGuard, from, bytes, cudaMemcpyHostToDevice), "upload");
   }
   std::vector<unsigned char> download() const {
@@ -205,8 +206,39 @@ inline PagedCache make_cache(const Program& p, const Values& x, Random& random) 
   return cache;
 }
 
+// Lengths and tables that are right only when the kernel in front of attention has ended, which lets
+// attention take its place long before: what is read too early is garbage.
+struct Late {
+  static constexpr int kMost = 6;
+  int32_t* to[kMost];
+  const int32_t* from[kMost];
+  int count[kMost];
+  int used;
+};
+
+__global__ void write_late(Late late) {
+  cuda::allow_dependents();
+  cuda::wait_for_prerequisites();
+  for (const long long start = clock64(); clock64() - start < 50'000;) continue;
+  for (int i = 0; i < late.used; ++i)
+    for (int at = threadIdx.x; at < late.count[i]; at += blockDim.x)
+      late.to[i][at] = late.from[i][at];
+}
+
+inline void make_late(Late& late, const Buffer& words, const Buffer& right, size_t bytes,
+                      Random& random) {
+  if (bytes == 0) return;
+  std::vector<int32_t> wrong(bytes / sizeof(int32_t));
+  for (int32_t& word : wrong)
+    word = random.chance(70) ? random.range(0, 900) : random.range(-9, 99);
+  words.upload(wrong.data(), bytes);
+  late.to[late.used] = words.as<int32_t>();
+  late.from[late.used] = right.as<int32_t>();
+  late.count[late.used++] = static_cast<int>(wrong.size());
+}
+
 inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
-                   uint64_t layout_seed) {
+                   uint64_t layout_seed, bool is_late = false) {
   Random random(layout_seed);
   const int batch = p.batch_size(), d = p.head_dim;
   const std::vector<int32_t> cu_q = prefix_sums(p.q_lens), cu_k = prefix_sums(p.kv_lens);
@@ -285,8 +317,24 @@ inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
   params.fault = dev_fault.as<int32_t>();
 
   device.num_sms = p.num_sms;
+  const Buffer counters(std::vector<int32_t>(cuda::kNumCounters, 0));
+  device.counters = counters.as<int32_t>();
   const Buffer workspace(cuda::attention_workspace(params, device));
   Outcome out{cudaSuccess, 0, false, HostTensor(p.dtype, 0), {}, cuda::explain(params, device)};
+  Late late{};
+  const Buffer right_table(cache.table), right_table_row(cache.table_row), right_cu_q(cu_q);
+  const Buffer right_cu_k(cu_k), right_kv_lens(p.kv_lens), right_prefix(p.prefix_lens);
+  if (is_late) {
+    const auto bytes = [](const auto& words) { return words.size() * sizeof(int32_t); };
+    make_late(late, dev_table, right_table, bytes(cache.table), random);
+    make_late(late, dev_table_row, right_table_row, bytes(cache.table_row), random);
+    make_late(late, dev_cu_q, right_cu_q, bytes(cu_q), random);
+    make_late(late, dev_cu_k, right_cu_k, bytes(cu_k), random);
+    make_late(late, dev_kv_lens, right_kv_lens, bytes(p.kv_lens), random);
+    make_late(late, dev_prefix, right_prefix, bytes(p.prefix_lens), random);
+    check(cudaDeviceSynchronize(), "wrong lengths");
+    write_late<<<1, 256>>>(late);
+  }
   out.status = cuda::attention(params, workspace.as<void>(), device, nullptr);
   if (out.status == cudaSuccess) out.status = cudaDeviceSynchronize();
   check(out.status, p.describe().c_str());  // a fault of the device ends everything after it too
@@ -295,6 +343,8 @@ inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
   const std::vector<unsigned char> lse = dev_lse.download();
   out.lse.resize(lse.size() / sizeof(float));
   if (!lse.empty()) std::memcpy(out.lse.data(), lse.data(), lse.size());
+  for (const unsigned char byte : counters.download())
+    if (byte != 0) check(cudaErrorUnknown, "the counters are not as they were");
   std::memcpy(&out.fault, dev_fault.download().data(), sizeof(int32_t));
   out.guards_intact = dev_o.guards_intact() && dev_lse.guards_intact() &&
                       workspace.guards_intact() && dev_fault.guards_intact();

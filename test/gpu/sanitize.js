@@ -36,6 +36,7 @@ async function main() {
   }
   await cache.branches(device);
   await cache.replays(device);
+  await cache.travels(device);
 
   // The plain matrix product, which stands in where cuBLASLt is missing.
   process.env.FLASH_GQA_CUBLASLT = "off";

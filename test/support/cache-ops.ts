@@ -2,6 +2,7 @@
 
 import fc from "fast-check";
 import { type Op, World } from "./cache-world";
+import { programSeed } from "./random";
 
 const index = fc.nat(1000);
 const operation: fc.Arbitrary<Op> = fc.oneof(
@@ -41,6 +42,18 @@ const operation: fc.Arbitrary<Op> = fc.oneof(
     arbitrary: fc.record({ kind: fc.constant("evict" as const), count: fc.nat(4) }),
   },
   {
+    weight: 7,
+    arbitrary: fc.record({
+      kind: fc.constantFrom("offload", "restore", "restore"),
+      who: index,
+      ends: fc.constantFrom("now", "now", "now", "later", "undone"),
+    }),
+  },
+  {
+    weight: 1,
+    arbitrary: fc.record({ kind: fc.constant("settle" as const), well: fc.boolean() }),
+  },
+  {
     weight: 4,
     arbitrary: fc.record({
       kind: fc.constant("truncate" as const),
@@ -57,10 +70,12 @@ const settings = fc.record({
   rollbackTokens: fc.nat(4),
   numPages: fc.integer({ min: 2, max: 40 }),
   maxSequences: fc.integer({ min: 1, max: 6 }),
+  hostPages: fc.integer({ min: 0, max: 30 }),
 });
 
-/** Runs so many programs; a failure names its seed. */
+/** Runs so many programs. FLASH_GQA_TEST_SEED repeats a run, whose seed is printed. */
 export function checkPrograms(numRuns: number): void {
+  const seed = programSeed("cache programs without a device", numRuns);
   fc.assert(
     fc.property(settings, fc.array(operation, { minLength: 20, maxLength: 80 }), (chosen, ops) => {
       const world = new World(chosen);
@@ -70,6 +85,6 @@ export function checkPrograms(numRuns: number): void {
       }
       world.end();
     }),
-    { numRuns },
+    { numRuns, seed },
   );
 }

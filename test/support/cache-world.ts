@@ -8,6 +8,7 @@ import { NULL_PAGE } from "../../lib/cache/page-pool";
 import type { Sequence } from "../../lib/cache/sequence";
 import { Text } from "../../lib/cache/text";
 import { GqaError } from "../../lib/errors";
+import { HostWorld, type MoveOp } from "./cache-host";
 
 const POISON = -7;
 
@@ -16,6 +17,8 @@ export type Op =
   | { kind: "plan"; who: number[]; tokens: number[]; ids: number; commit: boolean; tell: boolean }
   | { kind: "fork" | "close" | "pin" | "unpin" | "tell" | "load"; who: number }
   | { kind: "evict"; count: number }
+  | MoveOp
+  | { kind: "settle"; well: boolean }
   | { kind: "truncate"; who: number; by: number };
 
 /** What one sequence must hold: its tokens, and those that it was opened with and has not got to. */
@@ -37,13 +40,20 @@ export class World {
   readonly #contents = new Map<string, number>();
   /** The longest each sequence has been at a commit: what rollbackTokens counts from. */
   readonly #longest = new Map<Sequence, number>();
-  #pages: number[][];
+  readonly #pages: number[][];
+  readonly #host: HostWorld;
   #table: Int32Array;
 
   constructor(
     chosen: Pick<
       LedgerConfig,
-      "pageSize" | "window" | "sinkTokens" | "rollbackTokens" | "numPages" | "maxSequences"
+      | "pageSize"
+      | "window"
+      | "sinkTokens"
+      | "rollbackTokens"
+      | "numPages"
+      | "maxSequences"
+      | "hostPages"
     >,
   ) {
     this.config = { ...chosen, maxPages: 64, maxSeqLen: 64 * chosen.pageSize, rows: 1 };
@@ -64,6 +74,7 @@ export class World {
         this.#table.copyWithin(to * 64, from * 64, from * 64 + count);
       },
     });
+    this.#host = new HostWorld(this.ledger, this.#pages, POISON);
   }
 
   pick(who: number): Sequence | undefined {
@@ -78,8 +89,20 @@ export class World {
       const { cached } = this.ledger.pool;
       expect(this.ledger.evict(op.count)).toBe(Math.min(op.count, cached));
     }
+    if (op.kind === "settle") this.#host.settle(op.well);
     const sequence = "who" in op && typeof op.who === "number" ? this.pick(op.who) : undefined;
     if (sequence === undefined) return;
+    if (op.kind === "offload" || op.kind === "restore") this.#host.run(op, sequence);
+    else this.#runOn(sequence, op);
+  }
+
+  #runOn(sequence: Sequence, op: Op): void {
+    // Of a sequence that is away or on its way only these verbs take no notice.
+    const takes = ["close", "tell", "unpin"].includes(op.kind) && !sequence.inStep;
+    if ((sequence.offloaded || sequence.inStep) && !takes) {
+      this.#refused(op.kind, sequence);
+      return;
+    }
     const { salt, tokens } = this.model.get(sequence)!;
     if (op.kind === "pin") {
       sequence.pin();
@@ -114,6 +137,20 @@ export class World {
     }
   }
 
+  #refused(kind: Op["kind"], sequence: Sequence): void {
+    const verbs: Partial<Record<Op["kind"], () => unknown>> = {
+      fork: () => sequence.fork(),
+      truncate: () => sequence.truncate(0),
+      load: () => this.ledger.hold("cache.save", sequence),
+      close: () => sequence.close(),
+    };
+    const verb = verbs[kind];
+    if (verb === undefined) return;
+    const before = this.#snapshot();
+    expect(this.#guarded(sequence.inStep ? "BUSY" : "INVALID_ARGUMENT", verb)).toBe(false);
+    expect(this.#snapshot()).toEqual(before);
+  }
+
   /** What save and load come to: the same pages under other numbers. */
   #load(from: Sequence): void {
     const { length, prefixLen, pages } = from;
@@ -124,7 +161,7 @@ export class World {
     expect(this.ledger.couldHold(extent, told)).toBe(true);
     const before = this.#snapshot();
     const text = new Text(this.config.pageSize, salt);
-    const loaded = this.ledger.restore("cache.load", extent, text, 0);
+    const loaded = this.ledger.load("cache.load", extent, text, 0);
     if (!("pages" in loaded)) {
       expect(loaded.needed).toBeGreaterThan(loaded.free + loaded.evictable);
       expect(this.#snapshot()).toEqual(before);
@@ -193,7 +230,14 @@ export class World {
   #plan(op: Extract<Op, { kind: "plan" }>): void {
     const sequences = [...new Set(op.who.map((w) => this.pick(w)))].filter((s) => s !== undefined);
     if (sequences.length === 0) return;
-    const requests = sequences
+    const here = sequences.filter((sequence) => !sequence.offloaded && !sequence.inStep);
+    for (const sequence of sequences) {
+      if (here.includes(sequence)) continue;
+      const code = sequence.inStep ? "BUSY" : "INVALID_ARGUMENT";
+      const plan = () => this.ledger.reserve("cache.plan", [{ sequence, tokens: 1 }]);
+      expect(this.#guarded(code, plan)).toBe(false);
+    }
+    const requests = here
       .map((sequence, i) => ({ sequence, tokens: op.tokens[i]! }))
       .filter((r) => r.sequence.length + r.tokens <= this.config.maxSeqLen);
     const before = this.#snapshot();
@@ -260,6 +304,7 @@ export class World {
     expect(pool.pinned).toBe(count((page) => pool.pins(page) > 0));
     expect(pool.shared).toBe(owners.filter((count) => count > 1).length);
     expect([...ledger.sequences]).toEqual([...this.model.keys()]);
+    this.#host.check();
     this.ledger.sendChanges();
     for (const [sequence, { salt, tokens }] of this.model) {
       this.#checkVisible(sequence, salt, tokens);
@@ -278,10 +323,11 @@ export class World {
 
   /** Everything ends, in any order, and nothing is left behind. */
   end(): void {
+    while ([...this.model.keys()].some(({ inStep }) => inStep)) this.#host.settle(true);
     for (const sequence of this.model.keys()) sequence.close();
     for (const sequence of this.pinned.keys()) sequence.unpin();
     const { pool } = this.ledger;
-    expect([pool.used, pool.shared, pool.pinned]).toEqual([0, 0, 0]);
+    expect([pool.used, pool.shared, pool.pinned, this.ledger.host.used]).toEqual([0, 0, 0, 0]);
     this.ledger.evict(pool.total);
     expect([pool.free, pool.cached]).toEqual([pool.total, 0]);
     const all = new Set(Array.from({ length: pool.total }, () => pool.allocate()));
@@ -304,6 +350,9 @@ export class World {
 
   #slot(sequence: Sequence, key: number): [number[], number] {
     const { pageSize } = this.config;
+    if (sequence.offloaded) {
+      return [this.#host.page(sequence, Math.floor(key / pageSize)), key % pageSize];
+    }
     const page = this.#table[sequence.pages.row * 64 + Math.floor(key / pageSize)]!;
     return [this.#pages[page]!, key % pageSize];
   }

@@ -1,7 +1,7 @@
 // Caches whose attention can be told by hand. With k = 0 every visible key weighs the same, so o is the mean of the
 // visible v: a page lost, doubled or swapped shows as a wrong number.
 
-import type { Device, KvCache, KvCacheConfig, Step, Tensor } from "../../lib/index";
+import type { Device, KvCache, KvCacheConfig, Sequence, Step, Tensor } from "../../lib/index";
 
 export const HEAD_DIM = 8;
 
@@ -35,4 +35,28 @@ export function attendAll(device: Device, step: Step, values: readonly number[])
   zero.dispose();
   v.dispose();
   return outputs;
+}
+
+/** 0, 1, 2 … from `first` on. */
+export const range = (length: number, first: number = 0): number[] =>
+  Array.from({ length }, (_, i) => first + i);
+
+/** Values that are their own token ids. */
+export function fill(
+  device: Device,
+  cache: KvCache,
+  seq: Sequence,
+  ids: readonly number[],
+  tell: boolean = true,
+): void {
+  using step = cache.plan([[seq, ids.length]]);
+  attendAll(device, step, ids);
+  step.commit(tell ? { tokens: [ids] } : {});
+}
+
+/** What the next token sees, layer by layer: the mean of the values, its own being 0. */
+export async function mean(device: Device, cache: KvCache, seq: Sequence): Promise<number[]> {
+  using step = cache.plan([[seq, 1]]);
+  const outputs = attendAll(device, step, [0]);
+  return Promise.all(outputs.map(async (o) => (await o.read())[0]!));
 }

@@ -44,3 +44,11 @@ export class Random {
     return order;
   }
 }
+
+/** The seed of random programs: drawn, or FLASH_GQA_TEST_SEED. It is printed, so that any run can be repeated. */
+export function programSeed(what: string, numRuns: number): number {
+  const given = process.env.FLASH_GQA_TEST_SEED;
+  const seed = given === undefined ? Math.floor(Math.random() * 2 ** 31) : Number(given);
+  process.stdout.write(`${numRuns} ${what}: seed ${seed}\n`);
+  return seed;
+}

@@ -15,6 +15,7 @@ function makeCache(device) {
     maxTokens: 512,
     window: [0, 24],
     rope: { headDim: HEAD_DIM },
+    hostBytes: 1 << 20,
   });
 }
 
@@ -77,4 +78,28 @@ async function replays(device) {
   graph.dispose();
 }
 
-module.exports = { branches, replays };
+/** To the host and back, and through bytes, while another sequence takes steps. Full pages: whole ones are copied. */
+async function travels(device) {
+  const cache = makeCache(device);
+  // Kernels have written every page that comes back: whether a tool counts copies of a batch as writes is its affair.
+  const early = cache.open();
+  await advance(device, cache, [[early, 160]]);
+  early.close();
+  const [one, other] = [cache.open(), cache.open()];
+  for (let i = 0; i < 3; i++) {
+    await advance(device, cache, [[one, 16]]);
+    await advance(device, cache, [[other, 16]]); // no two pages of one lie side by side
+  }
+  for (const verb of ["offload", "restore"]) {
+    const moved = cache[verb](one);
+    await advance(device, cache, [[other, 16]]);
+    await moved;
+  }
+  const loaded = await cache.load(await cache.save(one));
+  await advance(device, cache, [
+    [one, 1],
+    [loaded, 1],
+  ]);
+}
+
+module.exports = { branches, replays, travels };

@@ -36,7 +36,26 @@ async function products(device, dtype) {
     const over = nn.linear(x, w, { bias, residual, out: residual });
     expectClose(await over.read(), await out.read(), 0, `${what}, in place`);
     await nn.linear(x, w).read();
+    await gatedProduct(device, dtype, host, [rows, inFeatures, outFeatures]);
   }
+}
+
+/** The norm before a product and the gate behind it, against the operations that they are short for. */
+async function gatedProduct(device, dtype, host, [rows, inFeatures, outFeatures]) {
+  const x = device.tensor(host.x, [rows, inFeatures], { dtype });
+  const w = device.tensor(host.w, [outFeatures, inFeatures], { dtype });
+  const weight = device.tensor(numbers(inFeatures), [inFeatures], { dtype });
+  const what = `norm and gate, linear ${dtype} ${rows} x ${inFeatures} x ${outFeatures}`;
+  const normed = nn.rmsNorm(x, weight, 1e-5);
+  const product = nn.linear(normed, w);
+  const given = nn.linear(x, w, { norm: { weight, eps: 1e-5 } });
+  expectClose(await given.read(), await product.read(), 4 * ATOL[dtype], what);
+  const even = outFeatures - (outFeatures % 2);
+  const some = w.slice(0, 0, even);
+  const both = nn.linear(x, some);
+  const expected = nn.siluMul(both.slice(1, 0, even / 2), both.slice(1, even / 2));
+  const gated = nn.linear(x, some, { gated: true });
+  expectClose(await gated.read(), await expected.read(), 4 * ATOL[dtype], what);
 }
 
 async function elementwise(device, dtype) {

@@ -1,0 +1,185 @@
+// The cache: what its books cost, how long its life stays even, and what moving a sequence to the host takes.
+
+const { setFlagsFromString } = require("node:v8");
+const { runInNewContext } = require("node:vm");
+const { Device } = require("flash-gqa");
+const { median } = require("./measure");
+const { prefixRows } = require("./prefix");
+const { offloadRows } = require("./offload");
+
+const row = (operation, us, more) => ({
+  suite: "cache",
+  impl: "flash-gqa",
+  params: { operation },
+  us,
+  ...more,
+});
+
+/** The smallest pages there are: the books are measured, not the bytes. */
+const BOOKS = { numLayers: 1, numKvHeads: 1, headDim: 8, pageSize: 8 };
+
+/** Pages taken and given back, by plans that are rolled back; µs per page, and per plan of one page. */
+async function* pageRows(device, quick) {
+  for (const pages of [1, 1024]) {
+    const cache = device.createCache({ ...BOOKS, maxTokens: 16384 });
+    const sequence = cache.open();
+    const times = [];
+    for (let i = 0; i < (quick ? 20 : 400); i++) {
+      const start = performance.now();
+      cache.plan([[sequence, 8 * pages]]).dispose();
+      times.push(((performance.now() - start) * 1000) / pages);
+      if (i % 10 === 0) await device.synchronize();
+    }
+    yield row(`page alloc + free, ${pages} in a plan`, median(times.slice(times.length / 4)));
+    cache.dispose();
+  }
+}
+
+/** Numbers without pattern, the same on every run. */
+function randomNumbers() {
+  let state = 7;
+  return (below) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * below);
+  };
+}
+
+const TEXTS = 64;
+const LONGEST = 4096;
+
+/** A crowd of sequences that live at random in a pool that is nearly full. */
+class Crowd {
+  #random = randomNumbers();
+  #alive = [];
+  #texts;
+  #rows;
+  #cache;
+  #most;
+
+  constructor(device, pages) {
+    this.#most = Math.min(2000, pages / 50);
+    this.#cache = device.createCache({
+      ...BOOKS,
+      maxTokens: 8 * pages,
+      maxSequences: 2048,
+      maxSeqLen: LONGEST,
+    });
+    this.#rows = device.zeros([64, 1, 8], "bfloat16");
+    const random = this.#random;
+    this.#texts = Array.from({ length: TEXTS }, () =>
+      Int32Array.from({ length: 512 }, () => random(1000)),
+    );
+  }
+
+  /** One verb. */
+  live() {
+    const verb = this.#random(1000);
+    const { free, cached, total } = this.#cache.stats().pages;
+    const crowded = free + cached < total / 20 || this.#alive.length >= this.#most;
+    const one = this.#alive[this.#random(this.#alive.length)];
+    if (crowded) this.#close();
+    else if (one === undefined || verb < 10) this.#open();
+    else if (verb < 16) this.#alive.push(one.fork());
+    else if (verb < 60) one.truncate(Math.max(0, one.length - this.#random(64)));
+    else if (verb < 260) this.#grow(one);
+    else this.#cache.plan([[one, 1 + this.#random(64)]]).dispose();
+  }
+
+  get used() {
+    return this.#cache.stats().pages.used;
+  }
+
+  dispose() {
+    this.#cache.dispose();
+    this.#rows.dispose();
+  }
+
+  #open() {
+    const text = this.#texts[this.#random(TEXTS)];
+    this.#alive.push(this.#cache.open({ tokens: text.subarray(0, 1 + this.#random(512)) }));
+  }
+
+  #close() {
+    const at = this.#random(this.#alive.length);
+    this.#alive[at].close();
+    this.#alive[at] = this.#alive.at(-1);
+    this.#alive.pop();
+  }
+
+  #grow(sequence) {
+    if (sequence.length > LONGEST / 2) sequence.truncate(64);
+    const tokens = 1 + this.#random(64);
+    const step = this.#cache.plan([[sequence, tokens]]);
+    const rows = this.#rows.slice(0, 0, tokens);
+    step.attend(0, rows, rows, rows);
+    step.commit();
+    step.dispose();
+    rows.dispose();
+  }
+}
+
+/** After a collection, when the device is idle: what stays. */
+async function memory(device) {
+  await device.synchronize();
+  setFlagsFromString("--expose-gc");
+  const gc = runInNewContext("gc");
+  for (let i = 0; i < 2; i++) {
+    gc();
+    await new Promise(setImmediate);
+  }
+  const { heapUsed, external } = process.memoryUsage();
+  return { heapUsed, external, device: device.memory().allocated };
+}
+
+const growth = (before, after) =>
+  ["heapUsed", "external", "device"]
+    .map((name) => {
+      const kib = Math.round((after[name] - before[name]) / 1024);
+      return `${name} ${kib < 0 ? "−" : "+"}${Math.abs(kib)} KiB`;
+    })
+    .join(", ");
+
+/**
+ * A million verbs on one pool: the last tenth beside the first. Warmed up before, so that the first is no slower. On
+ * the CPU back end whatever the device: the books are the same, and launches would be most of the time.
+ */
+async function* lifeRows(quick) {
+  const device = await Device.open("cpu");
+  const [pages, verbs] = quick ? [1000, 4000] : [100_000, 1_000_000];
+  const crowd = new Crowd(device, pages);
+  const tenth = verbs / 10;
+  const run = async (count) => {
+    const times = new Float64Array(count);
+    for (let i = 0; i < count; i++) {
+      const start = performance.now();
+      crowd.live();
+      times[i] = (performance.now() - start) * 1000;
+      if (i % 100 === 99) await device.synchronize();
+    }
+    return times;
+  };
+  await run(verbs / 5);
+  const before = await memory(device);
+  const first = await run(tenth);
+  for (let i = 0; i < 8; i++) await run(tenth);
+  const last = await run(tenth);
+  const after = await memory(device);
+  const name = `of ${verbs.toLocaleString("en")} verbs on ${pages.toLocaleString("en")} pages`;
+  const [p50, p50Last] = [median(first), median(last)];
+  yield row(`first tenth ${name}`, p50, { note: `${crowd.used} pages used at the end` });
+  yield row(`last tenth ${name}`, p50Last, {
+    note: `× ${(p50Last / p50).toFixed(2)}; ${growth(before, after)}`,
+    growth: { heap: after.heapUsed - before.heapUsed, external: after.external - before.external },
+  });
+  crowd.dispose();
+  device.dispose();
+}
+
+async function* cacheRows(device, quick) {
+  yield* pageRows(device, quick);
+  yield* lifeRows(quick);
+  yield* prefixRows(device, quick, row);
+  yield* offloadRows(device, quick, row);
+}
+
+module.exports = { cacheRows };

@@ -1,0 +1,194 @@
+// How one decode launch divides its keys among blocks: worked out by every block for itself, from
+// lengths on the device, so that a captured graph never goes stale and no plan has to be made.
+//
+//   slab   kSlabKeys keys of one sequence and one KV head, the unit a warp works on
+//   round  kWarps slabs, one for each warp of a block
+//   unit   rounds_per_unit rounds; the last unit of a sequence may be shorter
+//   team   blocks that work on the same keys side by side, one for each head, and for each 16 rows of
+//          it: in memory their keys are neighbours, or the same
+//
+//   units:  | sequence 0: u u u u | sequence 1: u u u u u u | sequence 2: u u | ...
+//   teams:  |   0   |   1   |   2   |   3   |   4   | ...      team t: [t * w, t * w + w)
+//
+// Few sequences: a unit is a whole team's share, and no team meets two sequences. Many sequences,
+// or lengths that differ a lot: a unit is one round, and every team takes the same number of them,
+// wherever sequences begin and end.
+#pragma once
+
+#include "../kv_source.h"
+#include "../mask.h"
+#include "decode_args.h"
+
+namespace flash_gqa::cuda::decode {
+
+// Past the L1: what is read before the launches in front are done must be read again behind them.
+struct FreshRead {
+  __device__ int32_t operator()(const int32_t* word) const { return __ldcg(word); }
+};
+
+// Sequence b as a decode launch sees it; slabs = 0 where it is another launch's.
+struct Pair {
+  Sequence sequence;
+  Mask mask;
+  KeyRange visible;  // keys that at least one row sees
+  int32_t rows;      // q_len * group_size
+  int32_t slabs;     // at least 1: who sees no key still has rows to write
+
+  __device__ Pair(const DecodeArgs& args, int32_t b, int32_t* fault)
+      : sequence(read_sequence(args.params.batch, args.params.kv, b, fault, FreshRead{})),
+        mask{sequence.q_len,
+             sequence.kv_len,
+             args.params.causal,
+             args.params.window,
+             args.params.sink_tokens,
+             args.params.prefix_lens != nullptr ? FreshRead{}(args.params.prefix_lens + b)
+                                                : args.params.prefix_len},
+        visible(mask.rows(0, sequence.q_len - 1)),
+        rows(sequence.q_len * args.group_size),
+        slabs(rows == 0 || rows > args.max_rows
+                  ? 0
+                  : max_i32(1, TileRange(visible, kSlabKeys).count())) {}
+
+  __device__ int32_t rounds() const { return (slabs + kWarps - 1) / kWarps; }
+
+  // All else follows from these.
+  __device__ bool same_as(const Pair& p) const {
+    return sequence.q_start == p.sequence.q_start && sequence.q_len == p.sequence.q_len &&
+           sequence.kv_start == p.sequence.kv_start && sequence.kv_len == p.sequence.kv_len &&
+           sequence.table_row == p.sequence.table_row && mask.prefix_len == p.mask.prefix_len;
+  }
+
+  // The pair of another lane.
+  __device__ Pair from_lane(int lane) const {
+    Pair p = *this;
+    for (int32_t* x : {&p.sequence.q_start, &p.sequence.q_len, &p.sequence.kv_start,
+                       &p.sequence.kv_len, &p.sequence.table_row, &p.mask.prefix_len,
+                       &p.visible.sink_end, &p.visible.lo, &p.visible.hi, &p.rows, &p.slabs})
+      *x = __shfl_sync(0xffffffffu, *x, lane);
+    p.mask.q_len = p.sequence.q_len;
+    p.mask.kv_len = p.sequence.kv_len;
+    return p;
+  }
+};
+
+struct Division {
+  int32_t teams;
+  int32_t rounds_per_unit;
+  int32_t units_per_team;
+  // Where this block's team begins.
+  int32_t b;        // batch_size: nothing to do
+  int32_t unit;     // of sequence b
+  int64_t b_first;  // units before sequence b
+  Pair pair;        // of sequence b
+
+  __device__ __forceinline__ int32_t units(int32_t rounds) const {
+    return rounds_per_unit == 1 ? rounds : (rounds + rounds_per_unit - 1) / rounds_per_unit;
+  }
+
+  // Every warp comes to the same result on its own: no barrier. Lane i looks at sequence i.
+  __device__ Division(const DecodeArgs& args, int32_t team, int32_t* fault)
+      : b(0), unit(team), b_first(0), pair(args, lane_sequence(args, 0), fault) {
+    const int32_t batch = args.params.batch.batch_size;
+    if (batch == 1) {
+      const int32_t rounds = pair.rounds();
+      choose_teams(args, rounds);
+      rounds_per_unit = max_i32(1, (rounds + teams - 1) / teams);
+      units_per_team = 1;
+      if (team * rounds_per_unit >= rounds) b = 1;
+      return;
+    }
+    locate(args, team, fault);
+  }
+
+  __device__ bool same_as(const Division& d) const {
+    return teams == d.teams && rounds_per_unit == d.rounds_per_unit &&
+           units_per_team == d.units_per_team && b == d.b && unit == d.unit &&
+           b_first == d.b_first && pair.same_as(d.pair);
+  }
+
+ private:
+  __device__ static int32_t lane_sequence(const DecodeArgs& args, int32_t at) {
+    return min_i32(at + static_cast<int32_t>(threadIdx.x) % 32, args.params.batch.batch_size - 1);
+  }
+
+  // One loop for both passes, because code that runs once costs more to fetch than to execute.
+  __device__ void locate(const DecodeArgs& args, int32_t team, int32_t* fault) {
+    const int32_t batch = args.params.batch.batch_size;
+    const int32_t lane = threadIdx.x % 32;
+    int64_t total = 0;
+    int64_t first = 0;  // this team's first unit
+    int32_t longest = 0, sequences = 0;
+    bool counted = false;
+    b = batch;
+    unit = 0;
+#pragma unroll 1
+    for (int32_t at = 0;;) {
+      const int32_t rounds = at + lane < batch ? pair.rounds() : 0;
+      if (!counted) {
+        longest = max_i32(longest, rounds);
+        total += rounds;
+        sequences += rounds > 0;
+      } else {
+        const int32_t mine = units(rounds);
+        int64_t end = mine;
+#pragma unroll 1
+        for (int lanes = 1; lanes < 32; lanes *= 2) {
+          const int64_t below = __shfl_up_sync(0xffffffffu, end, lanes);
+          if (lane >= lanes) end += below;
+        }
+        end += b_first;
+        const uint32_t found = __ballot_sync(0xffffffffu, first < end);
+        const int source = found != 0 ? __ffs(found) - 1 : 31;
+        b_first = __shfl_sync(0xffffffffu, end - (found != 0 ? mine : 0), source);
+        if (found != 0) {
+          b = at + source;
+          unit = static_cast<int32_t>(first - b_first);
+          pair = pair.from_lane(source);
+          return;
+        }
+      }
+      at += 32;
+      if (at >= batch) {
+        if (counted) return;
+        counted = true;
+        at = 0;
+        choose(args, static_cast<int32_t>(__reduce_max_sync(0xffffffffu, longest)),
+               __reduce_add_sync(0xffffffffu, sequences), warp_sum(total));
+        first = static_cast<int64_t>(team) * units_per_team;
+        if (team >= teams) return;
+        if (batch <= 32) continue;
+      }
+      pair = Pair(args, lane_sequence(args, at), fault);
+    }
+  }
+
+  __device__ static int64_t warp_sum(int64_t x) {
+#pragma unroll 1
+    for (int lanes = 1; lanes < 32; lanes *= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
+    return x;
+  }
+
+  // Short work is faster on one block per multiprocessor: the next launch then finds room to get
+  // ready in.
+  __device__ void choose_teams(const DecodeArgs& args, int64_t rounds) {
+    const bool alone = rounds <= static_cast<int64_t>(args.teams_alone) * kRoundsAlone;
+    teams = alone ? args.teams_alone : args.teams;
+  }
+
+  __device__ void choose(const DecodeArgs& args, int32_t longest, int32_t sequences,
+                         int64_t total) {
+    choose_teams(args, total);
+    const int64_t fair = total < 0x7fff0000 ? (static_cast<uint32_t>(total) + teams - 1) / teams
+                                            : (total + teams - 1) / teams;
+    rounds_per_unit = 1;
+    units_per_team = max_i32(1, static_cast<int32_t>(fair));
+    if (sequences == 0 || sequences > teams) return;
+    const int32_t whole = sequences == 1 ? teams : teams / sequences;  // teams for each sequence
+    const int32_t share = (longest + whole - 1) / whole;
+    if (share > fair + fair / 8) return;
+    rounds_per_unit = share;
+    units_per_team = 1;
+  }
+};
+
+}  // namespace flash_gqa::cuda::decode

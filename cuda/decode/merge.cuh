@@ -1,0 +1,183 @@
+// Parts of rows put together: a block's warps through shared memory, a pair's blocks through
+// memory, in the same launch. Parts are taken in their own order, never in that of arrival.
+#pragma once
+
+#include "../epilogue.cuh"
+#include "decode_args.h"
+
+namespace flash_gqa::cuda::decode {
+
+constexpr int kQuad = 4;  // columns that a thread merges at a time
+
+// The row tile of a block on its way out.
+struct OutputRows {
+  int32_t q_start;
+  int32_t kv_head;
+  int32_t first_row;
+  int32_t rows;
+
+  template <class Element>
+  __device__ void store(const DecodeArgs& args, int32_t r, int32_t col, SoftmaxState state,
+                        float4 o) const {
+    const AttentionParams& params = args.params;
+    const int32_t token = args.token_of(first_row + r);
+    const int32_t head = kv_head * args.group_size + first_row + r - token * args.group_size;
+    const int64_t row = (static_cast<int64_t>(q_start) + token) * params.num_q_heads + head;
+    float scale = 1.0f;
+    if (params.sink_logits != nullptr) scale = state.add_sink(params.sink_logits[head]);
+    scale *= state.inverse_sum();
+    *reinterpret_cast<uint2*>(static_cast<Element*>(params.o) + row * params.head_dim + col) =
+        make_uint2(ptx::pack<Element>(o.x * scale, o.y * scale),
+                   ptx::pack<Element>(o.z * scale, o.w * scale));
+    if (col == 0 && params.lse != nullptr) params.lse[row] = state.lse();
+  }
+};
+
+__device__ __forceinline__ void scale(float4& o, float factor) {
+  o.x *= factor;
+  o.y *= factor;
+  o.z *= factor;
+  o.w *= factor;
+}
+
+// Takes in a part whose maximum `state` has been raised to.
+__device__ __forceinline__ void state_add(SoftmaxState& state, float4& o, const SoftmaxState& part,
+                                          const float4& x) {
+  const float factor = exp2f(part.max - state.reference());
+  state.sum += part.sum * factor;
+  o.x += x.x * factor;
+  o.y += x.y * factor;
+  o.z += x.z * factor;
+  o.w += x.w * factor;
+}
+
+// A word of a place that waits for its part. No arithmetic gives these bits: the NaN of every
+// instruction is 0x7fffffff.
+constexpr uint32_t kEmpty = 0xffffffffu;
+
+__device__ __forceinline__ bool is_empty(float x) { return __float_as_uint(x) == kEmpty; }
+
+// A pair whose keys several teams share: its i-th part is that of block `first` + i * stride.
+//
+// Parts travel through places in memory that are empty between launches. Who needs a part waits
+// until no word of it is empty, takes it and empties its place again: the data are their own signal,
+// so that no fence, no counter and no second trip to memory stand between writer and reader. Every
+// place has one reader.
+struct SharedPair {
+  OutputRows out;
+  int32_t parts;
+  int32_t at;      // this block's own place for the first four columns of the first row
+  int32_t first;   // that of the first part; a block can hold the last part of one pair and the
+                   // first of another, so that it has two
+  int32_t second;  // that of the second part, and
+  int32_t step;    // the distance from there to the third, and so on
+  int32_t begin;   // this block's share of the tasks, each four columns of one row, to be finished
+  int32_t end;     // by it
+  int32_t log_lanes;  // of the threads that share a task: as many as make work for the whole block
+
+  // The parts belong to teams first_team, first_team + 1, ...; this
+  // block, the x-th of its team, has part `mine`.
+  __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t x, int32_t quads,
+                        int32_t first_team, int32_t num_parts, int32_t mine)
+      : out(rows), parts(num_parts), log_lanes(0) {
+    const int32_t row_places = args.rows * quads;
+    const int32_t block = first_team * args.team_blocks + x;
+    step = 2 * args.team_blocks * row_places;
+    first = (2 * block + 1) * row_places;
+    second = 2 * block * row_places + step;
+    at = mine == 0 ? first : second + (mine - 1) * step;
+    const int32_t tasks = rows.rows * quads;
+    const int32_t share = (tasks + parts - 1) / parts;
+    begin = share * mine;
+    end = min_i32(tasks, begin + share);
+    while (log_lanes < 5 && (1 << log_lanes) < parts && (2 << log_lanes) * share <= kThreads)
+      ++log_lanes;
+  }
+
+  __device__ int32_t place(int32_t part, int32_t task) const {
+    return task + (part == 0 ? first : second + (part - 1) * step);
+  }
+
+  __device__ void store_part(const DecodeArgs& args, int32_t task, SoftmaxState state,
+                             const float4& o) const {
+    __stcg(args.part_o + at + task, o);
+    __stcg(args.part_state + at + task, make_float2(state.max, state.sum));
+  }
+
+  // Finishes this block's share of the rows, once the other blocks, all of which are resident, have
+  // stored their parts.
+  template <class T>
+  __device__ void finish(const DecodeArgs& args) const {
+    constexpr int kQuads = T::kHeadDim / kQuad;
+    const int32_t lanes = 1 << log_lanes;
+    const int32_t lane = threadIdx.x & (lanes - 1);
+#pragma unroll 1
+    for (int32_t base = begin; base < end; base += kThreads >> log_lanes) {
+      const int32_t task = base + (static_cast<int32_t>(threadIdx.x) >> log_lanes);
+      const int32_t col = task % kQuads * kQuad;
+      const bool valid = task < end && col < args.params.head_dim;
+      SoftmaxState state;
+      float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+      for (int32_t part = valid ? lane : parts; part < parts; part += T::kPartsAtOnce * lanes)
+        take_parts<T>(args, part, lanes, task, state, o);
+      const SoftmaxState own = state;
+#pragma unroll 1
+      for (int32_t by = 1; by < lanes; by *= 2)
+        state.max = fmaxf(state.max, __shfl_xor_sync(0xffffffffu, state.max, by));
+      const float factor = exp2f(own.max - state.reference());
+      state.sum *= factor;
+      scale(o, factor);
+#pragma unroll 1
+      for (int32_t by = 1; by < lanes; by *= 2) {
+        state.sum += __shfl_xor_sync(0xffffffffu, state.sum, by);
+        o.x += __shfl_xor_sync(0xffffffffu, o.x, by);
+        o.y += __shfl_xor_sync(0xffffffffu, o.y, by);
+        o.z += __shfl_xor_sync(0xffffffffu, o.z, by);
+        o.w += __shfl_xor_sync(0xffffffffu, o.w, by);
+      }
+      if (valid && lane == 0) out.store<typename T::Element>(args, task / kQuads, col, state, o);
+    }
+  }
+
+ private:
+  // Parts `part`, `part` + lanes, ...: kPartsAtOnce of them.
+  template <class T>
+  __device__ __forceinline__ void take_parts(const DecodeArgs& args, int32_t part, int32_t lanes,
+                                             int32_t task, SoftmaxState& state, float4& o) const {
+    constexpr int kPartsAtOnce = T::kPartsAtOnce;
+    float2 s[kPartsAtOnce];
+    float4 x[kPartsAtOnce];
+    bool missing;
+    do {
+      missing = false;
+#pragma unroll
+      for (int i = 0; i < kPartsAtOnce; ++i) {
+        s[i] = make_float2(minus_infinity(), 0.0f);
+        x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (part + i * lanes >= parts) continue;
+        const int32_t at = place(part + i * lanes, task);
+        s[i] = __ldcv(args.part_state + at);
+        x[i] = __ldcv(args.part_o + at);
+        missing |= is_empty(s[i].x) || is_empty(s[i].y) || is_empty(x[i].x) || is_empty(x[i].y) ||
+                   is_empty(x[i].z) || is_empty(x[i].w);
+      }
+    } while (missing);
+
+    float max = minus_infinity();
+#pragma unroll
+    for (int i = 0; i < kPartsAtOnce; ++i) max = fmaxf(max, s[i].x);
+    scale(o, state.raise_max(max));
+    const float empty = __uint_as_float(kEmpty);
+#pragma unroll
+    for (int i = 0; i < kPartsAtOnce; ++i) {
+      state_add(state, o, SoftmaxState{s[i].x, s[i].y}, x[i]);
+      if (part + i * lanes >= parts) continue;
+      const int32_t at = place(part + i * lanes, task);
+      __stcg(args.part_state + at, make_float2(empty, empty));
+      __stcg(args.part_o + at, make_float4(empty, empty, empty, empty));
+    }
+  }
+};
+
+}  // namespace flash_gqa::cuda::decode

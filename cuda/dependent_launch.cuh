@@ -1,0 +1,60 @@
+// Programmatic dependent launch (sm_90 and later): a kernel may be set up, and its blocks may become resident, while
+// the one before it still runs. Nothing else changes: the kernel begins with begin_dependent(), before it touches any
+// memory, and so sees all that the kernels before it wrote. Each of them has waited likewise, so "before" reaches back
+// to the beginning of the stream.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdlib>
+#include <cstring>
+
+namespace flash_gqa::cuda {
+
+// The next kernel of the stream may place its blocks once every block of this one has come here.
+__device__ __forceinline__ void allow_dependents() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+// What the kernels before have written is visible from here on.
+__device__ __forceinline__ void wait_for_prerequisites() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The first statement of a kernel that launch_dependent() starts. Weights, too, are read behind it: the kernel before
+// may have written them.
+__device__ __forceinline__ void begin_dependent() {
+  allow_dependents();
+  wait_for_prerequisites();
+}
+
+// Older devices refuse the attribute. FLASH_GQA_DEPENDENT_LAUNCH=off shows what it is worth.
+inline bool has_dependent_launch() {
+  const char* wanted = std::getenv("FLASH_GQA_DEPENDENT_LAUNCH");
+  if (wanted != nullptr && std::strcmp(wanted, "off") == 0) return false;
+  int device = 0, major = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  return major >= 9;
+}
+
+template <class... Params, class... Given>
+cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
+                             cudaStream_t stream, Given&&... given) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = smem;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = has_dependent_launch() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(given)...);
+}
+
+}  // namespace flash_gqa::cuda
