@@ -5,6 +5,7 @@
 #include "decode/split.h"
 #include "dispatch.h"
 #include "forward_args.h"
+#include "sections.h"
 #ifdef FLASH_GQA_SM90
 #include "sm90/prefill.h"
 #endif
@@ -193,6 +194,7 @@ Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
     args.tile_kv = launch.variant->tile_kv;
     const int32_t rows = static_cast<int32_t>(longest < max_rows ? longest : max_rows);
     args.row_tiles = ceil_div(rows, args.tile_q);
+    args.section_heads = section_heads(params);
     args.item_rows = min_i32(rows, args.tile_q);
     launch.items = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads * args.row_tiles;
     choose_splits(launch, static_cast<Route>(route), device);

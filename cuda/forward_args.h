@@ -29,10 +29,11 @@ struct ForwardArgs {
   int32_t max_rows;
   int32_t tile_q;
   int32_t tile_kv;
-  int32_t row_tiles;    // per sequence and KV head
-  int32_t item_rows;    // rows of an item that can be in use, <= tile_q
-  int32_t max_splits;   // per item; the device uses as many as kv_len asks for
-  int32_t split_tiles;  // fixed_split in tiles, or 0
+  int32_t row_tiles;      // per sequence and KV head
+  int32_t section_heads;  // sections.h
+  int32_t item_rows;      // rows of an item that can be in use, <= tile_q
+  int32_t max_splits;     // per item; the device uses as many as kv_len asks for
+  int32_t split_tiles;    // fixed_split in tiles, or 0
 };
 
 // One compiled kernel.

@@ -38,10 +38,9 @@ struct Work {
   __device__ Work(const ForwardArgs& args, int32_t item_index, int32_t split_index)
       : item(item_index),
         split(split_index),
-        // Later rows see more keys: the longest tiles start first.
-        row_tile(args.row_tiles - 1 - item_index % args.row_tiles),
-        kv_head(item_index / args.row_tiles % args.params.num_kv_heads),
-        batch_index(item_index / args.row_tiles / args.params.num_kv_heads),
+        row_tile(place(args).row_tile),
+        kv_head(place(args).head % args.params.num_kv_heads),
+        batch_index(place(args).head / args.params.num_kv_heads),
         group_size(args.params.num_q_heads / args.params.num_kv_heads),
         seq(read_sequence(args.params.batch, args.params.kv, batch_index, args.params.fault)),
         source(args.params.kv, seq, args.params.num_kv_heads, kv_head, args.params.head_dim,
@@ -88,6 +87,19 @@ struct Work {
   }
 
  private:
+  // Later rows see more keys: the longest tiles of a section's heads start first.
+  struct Place {
+    int32_t row_tile;
+    int32_t head;  // batch_index * num_kv_heads + kv_head
+  };
+  __device__ Place place(const ForwardArgs& args) const {
+    const int32_t section = item / (args.section_heads * args.row_tiles);
+    const int32_t first_head = section * args.section_heads;
+    const int32_t heads = min_i32(
+        args.section_heads, args.params.batch.batch_size * args.params.num_kv_heads - first_head);
+    const int32_t in_section = item - first_head * args.row_tiles;
+    return {args.row_tiles - 1 - in_section / heads, first_head + in_section % heads};
+  }
   __device__ int32_t first_token() const { return first_row / group_size; }
   __device__ int32_t last_token() const { return (first_row + num_rows - 1) / group_size; }
 };

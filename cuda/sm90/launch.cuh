@@ -4,8 +4,7 @@
 #include <cudaTypedefs.h>
 #include <cuda_runtime.h>
 
-#include <algorithm>
-
+#include "../sections.h"
 #include "forward.cuh"
 #include "prefill_instance.h"
 
@@ -80,9 +79,6 @@ constexpr int box_keys(int tile_kv, int page_size) {
   return page_size > 0 && page_size < keys ? page_size : page_size > 0 ? keys : tile_kv;
 }
 
-// K and V of this many bytes stay in the L2 while all tiles that read them run.
-constexpr int64_t kSectionBytes = 16 << 20;
-
 template <class Traits>
 cudaError_t launch(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device,
                    cudaStream_t stream) {
@@ -101,11 +97,7 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, const Device
   if (tiles == 0) return cudaSuccess;
   if (tiles > 0x7fffffff - 1024) return cudaErrorInvalidValue;  // blocks draw indices past the end
   schedule.total_tiles = static_cast<int32_t>(tiles);
-  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
-  const int64_t kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
-  const int64_t bytes = total_heads * kv_len * params.head_dim * 4;
-  const int64_t sections = std::clamp<int64_t>(bytes / kSectionBytes, 1, total_heads);
-  const auto section_heads = static_cast<int32_t>((total_heads + sections - 1) / sections);
+  const int32_t section_heads = cuda::section_heads(params);
   schedule.last_section = static_cast<int32_t>((total_heads - 1) / section_heads);
   schedule.section_heads = Divisor(section_heads);
   schedule.last_section_heads =

@@ -1,0 +1,28 @@
+// Which (sequence, KV head) pairs are worked on together. Host only.
+//
+// Within a section the longest row tiles of all its heads come first, so that what is left at the
+// end is short; sections are small enough that their K and V stay in the L2 while all tiles that
+// read them run.
+#pragma once
+
+#include <algorithm>
+
+#include "params.h"
+
+namespace flash_gqa::cuda {
+
+constexpr int64_t kSectionBytes = 16 << 20;
+
+// Heads of one section; the last may have fewer.
+inline int32_t section_heads(const AttentionParams& params) {
+  const BatchView& batch = params.batch;
+  const int64_t heads = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads;
+  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
+  const int64_t kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
+  const int64_t head_bytes =
+      kv_len * params.head_dim * 2 * static_cast<int64_t>(dtype_bytes(params.dtype));
+  const int64_t sections = std::clamp<int64_t>(heads * head_bytes / kSectionBytes, 1, heads);
+  return static_cast<int32_t>((heads + sections - 1) / sections);
+}
+
+}  // namespace flash_gqa::cuda
