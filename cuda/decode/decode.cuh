@@ -72,7 +72,8 @@ __device__ __forceinline__ float* output_at(const Slab<T>& slab, int r, int col)
 template <class T, class Holds>
 __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArgs& args,
                                        const Pair& pair, const RowTile& rows, int32_t first,
-                                       int32_t last, bool guessed, const Holds& holds) {
+                                       int32_t last, int32_t stride, bool guessed,
+                                       const Holds& holds) {
   using Math = typename T::Math;
   const int warp = threadIdx.x / 32;
   const AttentionParams& params = args.params;
@@ -81,7 +82,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   const TileRange tiles(pair.visible, kSlabKeys);
   const int32_t num_slabs = min_i32(last, tiles.count());  // a pair that sees no key has none
   SlabRing<T> ring(params, source, tiles, pair.visible, shared.ring[warp], shared.bad[warp],
-                   first + warp, num_slabs);
+                   first + warp, num_slabs, stride);
   if (guessed) wait_for_prerequisites();
   Queries<T> queries;
   for (bool first_time = true;; first_time = false) {
@@ -104,7 +105,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   float o[Math::kRows][Math::kCols] = {};
   int stage = 0;
 #pragma unroll 1
-  for (int32_t i = first + warp; i < num_slabs; i += kWarps) {
+  for (int32_t i = first + warp; i < num_slabs; i += stride) {
     ring.wait();
     Slab<T>& slab = shared.ring[warp][stage];
     float s[Math::kRows][Math::kKeys] = {};
@@ -232,8 +233,12 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
             SharedPair(args, {pair.sequence.q_start, kv_head, first_row, max_i32(0, rows.rows)}, x,
                        T::kHeadDim / kQuad, team - before, before + behind + 1, before);
 
-      held = attend<T>(shared, args, pair, rows, unit * division.rounds_per_unit * kWarps,
-                       (unit + taken) * division.rounds_per_unit * kWarps, guessed, [&] {
+      // A whole share of one sequence is every units-th round of it, so that all blocks move through
+      // memory together.
+      const int32_t first = unit * division.rounds_per_unit * kWarps;
+      const int32_t last = (unit + taken) * division.rounds_per_unit * kWarps;
+      held = attend<T>(shared, args, pair, rows, one ? unit * kWarps : first,
+                       one ? pair.slabs : last, one ? units * kWarps : kWarps, guessed, [&] {
                          return batch == 1
                                     ? pair.same_as(Pair(args, 0, args.params.fault))
                                     : division.same_as(Division(args, team, args.params.fault));

@@ -45,8 +45,9 @@ struct SlabRing {
   const KeyRange visible;
   Slab<T>* const slabs;  // [kStages]
   uint32_t* const bad;   // [kStages] keys of the slab whose page id is invalid, one bit each
-  const int32_t begin;   // this warp works on slabs begin, begin + kWarps, ... below end
+  const int32_t begin;   // this warp works on slabs begin, begin + stride, ... below end
   const int32_t end;
+  const int32_t stride;
   int32_t next;           // the next slab to be asked for
   const Element* k_lane;  // this lane's first 16 bytes of the source's first row
   const Element* v_lane;
@@ -56,7 +57,7 @@ struct SlabRing {
 
   __device__ SlabRing(const AttentionParams& p, const KvSource& from, const TileRange& range,
                       const KeyRange& keys, Slab<T>* places, uint32_t* bad_keys, int32_t first,
-                      int32_t last)
+                      int32_t last, int32_t slab_stride)
       : params(p),
         source(from),
         tiles(range),
@@ -65,6 +66,7 @@ struct SlabRing {
         bad(bad_keys),
         begin(first),
         end(last),
+        stride(slab_stride),
         next(first) {
     const int lane = threadIdx.x % 32;
     const int32_t row = lane / kRowThreads;
@@ -81,8 +83,8 @@ struct SlabRing {
   __device__ bool look_up() {
     if (!whole_pages()) return !source.paged();
     const int lane = threadIdx.x % 32;
-    const int32_t now = page_of(begin + lane * kWarps);
-    const int32_t behind = page_of(begin + (32 + lane) * kWarps);
+    const int32_t now = page_of(begin + lane * stride);
+    const int32_t behind = page_of(begin + (32 + lane) * stride);
     const bool same = __all_sync(0xffffffffu, now == pages_now && behind == pages_next);
     pages_now = now;
     pages_next = behind;
@@ -113,7 +115,7 @@ struct SlabRing {
       }
     }
     ptx::cp_async_commit();  // also where nothing was asked for, so that the wait counts slabs
-    next += kWarps;
+    next += stride;
   }
 
   // Dense, or in one page: rows follow each other.
@@ -128,7 +130,7 @@ struct SlabRing {
       if (++page_at == 32) {
         page_at = 0;
         pages_now = pages_next;
-        pages_next = page_of(next + (33 + lane) * kWarps);
+        pages_next = page_of(next + (33 + lane) * stride);
       }
       found = page >= 0;
       const int64_t offset = page * source.stride_page +
