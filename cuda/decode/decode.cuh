@@ -100,7 +100,6 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   }
   const KeyRange common = pair.mask.common(0, pair.sequence.q_len - 1);
   const Math math(threadIdx.x % 32);
-  const LogitScale scale(params.sm_scale, params.soft_cap);
   SoftmaxState state[Math::kRows];
   float o[Math::kRows][Math::kCols] = {};
   int stage = 0;
@@ -110,14 +109,14 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     Slab<T>& slab = shared.ring[warp][stage];
     float s[Math::kRows][Math::kKeys] = {};
     math.multiply_qk(s, queries.a, slab.k);
-    scale.apply<Math>(s);
+    const float scale = make_logits<Math>(s, params.sm_scale, params.soft_cap);
     if (!tile_is_full(common, tiles.key(i), kSlabKeys)) [[unlikely]]
       mask_rows<kSlabKeys>(s, math, tiles.key(i), [&](int32_t r) {
         return pair.mask.row(args.token_of(rows.first_row + min_i32(r, rows.rows - 1)));
       });
     if (const uint32_t bad = shared.bad[warp][stage]; bad != 0) [[unlikely]]
       mask_keys(s, math, bad);
-    update_softmax<Math>(s, state, o);
+    update_softmax<Math>(s, scale, state, o);
     typename Math::Scratch scratch;
     math.multiply_pv(o, s, slab.v, scratch);
     __syncwarp();

@@ -14,7 +14,7 @@ bool prefill_supports(const AttentionParams& params, const DeviceTraits& device)
 cudaError_t prefill(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device,
                     cudaStream_t stream);
 
-// e.g. "sm90 wgmma 128x128"
+// e.g. "sm90 wgmma 192x64"
 const char* prefill_name(const AttentionParams& params);
 
 }  // namespace flash_gqa::cuda::sm90
