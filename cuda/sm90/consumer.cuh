@@ -146,8 +146,9 @@ struct Consumer {
     return scale;
   }
 
-  // Raises the maxima to those of this tile, where they grew by much: in most tiles none did. Both rows side by side and two partial maxima each:
-  // a chain of 32 dependent ones per row would leave the warp waiting for its own last instruction.
+  // Raises the maxima to those of this tile, where they grew by much: in most tiles none did. Both
+  // rows side by side and two partial maxima each: a chain of dependent ones per row would leave the
+  // warp waiting for its own last instruction.
   __device__ __forceinline__ void raise_maxima(float scale) {
     float part[2][2] = {{rS[0], rS[1]}, {rS[2], rS[3]}};
 #pragma unroll
