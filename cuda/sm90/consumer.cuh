@@ -1,6 +1,5 @@
 // The consumer warpgroups of the Hopper forward kernel: Algorithm 1 of FlashAttention-3 (Shah et
-// al. 2024), each warpgroup with 64 rows of the tile. Row r of a tile is token r / group_size, head
-// r % group_size.
+// al. 2024), 64 rows each. Row r of a tile is token r / group_size, head r % group_size.
 #pragma once
 
 #include "../softmax.h"
@@ -33,8 +32,7 @@ struct Consumer {
   const int thread;     // 0 .. 127
 
   WorkTile work;
-  KeyRange common;  // what all rows of this warpgroup see
-
+  KeyRange common;               // what all rows of this warpgroup see
   float rS[kTileKv / 2];         // [64, kTileKv] scores of this tile
   float rO[kHeadDim / 2];        // [64, kHeadDim] output, unnormalised
   uint32_t rP[kTileKv / 16][4];  // [64, kTileKv] probabilities, as operand A
@@ -106,7 +104,13 @@ struct Consumer {
     rescale = false;
     work = load_uniform(shared.work[q.slot].tile);
     common = load_uniform(shared.work[q.slot].common[warpgroup]);
-    state[0] = state[1] = SoftmaxState{};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      state[r] = SoftmaxState{};
+      // Rows beyond the last token hold anything. With a maximum that nothing exceeds they have no
+      // say in the votes, on which the bits of other rows depend.
+      if (schedule.token_of(row(r)) >= work.tokens) state[r].max = -minus_infinity();
+    }
   }
   __device__ __forceinline__ void clear_output() {
 #pragma unroll
