@@ -42,12 +42,14 @@ class Noise {
 
   tensor(shape, dtype) {
     const tensor = this.#device.empty(shape, dtype);
-    const flat = tensor.reshape([tensor.size]);
-    const block = this.#block.subarray(0, Math.min(this.#block.length, tensor.size));
-    let filled = block.length;
-    write(flat, 0, filled, block);
-    while (filled < tensor.size) {
-      const more = Math.min(filled, tensor.size - filled);
+    // One axis holds fewer elements than the largest tensors have.
+    const width = tensor.size < 2 ** 31 ? 1 : shape.at(-1);
+    const total = tensor.size / width;
+    const flat = tensor.reshape([total, width]);
+    let filled = Math.min(Math.floor(this.#block.length / width), total);
+    write(flat, 0, filled, this.#block.subarray(0, filled * width));
+    while (filled < total) {
+      const more = Math.min(filled, total - filled);
       const source = flat.slice(0, 0, more);
       write(flat, filled, filled + more, source);
       source.dispose();
