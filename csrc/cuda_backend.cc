@@ -29,26 +29,27 @@ class CudaGraph : public Graph {
 }  // namespace
 
 CudaBackend::CudaBackend(int32_t index)
-    : context_(index), poison_(is_set("FLASH_GQA_POISON")), sync_each_(is_set("FLASH_GQA_SYNC")) {
+    : context_(index),
+      claim_(index),
+      poison_(is_set("FLASH_GQA_POISON")),
+      sync_each_(is_set("FLASH_GQA_SYNC")) {
   context_.enter();
   cudaDeviceProp properties;
   context_.check(cudaGetDeviceProperties(&properties, index), "device");
   context_.check(cuda::check_kernel_image(), "device");
 
   traits_.sm = 10 * properties.major + properties.minor;
-  // Makes a newer card run the kernels of an older one, so that they are tested and measured.
+  // A newer card can run the kernels of an older one, and a big one the tiles of a small one, so that
+  // they are tested.
   if (const char* sm = std::getenv("FLASH_GQA_SM")) {
     const int wanted = std::atoi(sm);
     if (wanted >= 80) traits_.sm = std::min(traits_.sm, wanted);
   }
   traits_.num_sms = properties.multiProcessorCount;
   traits_.max_smem = properties.sharedMemPerBlockOptin;
-  // Makes a big card choose the tiles of a small one, so that they are tested.
-  if (const char* limit = std::getenv("FLASH_GQA_MAX_SMEM")) {
-    const long long bytes = std::atoll(limit);
-    if (bytes > 0) traits_.max_smem = std::min(traits_.max_smem, static_cast<size_t>(bytes));
-  }
-
+  if (const char* limit = std::getenv("FLASH_GQA_MAX_SMEM");
+      limit != nullptr && std::atoll(limit) > 0)
+    traits_.max_smem = std::min(traits_.max_smem, static_cast<size_t>(std::atoll(limit)));
   context_.check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "device");
   blocks_ = std::make_unique<CudaBlocks>(stream_.handle);
   pool_ = std::make_unique<Pool>(*blocks_);
@@ -56,7 +57,7 @@ CudaBackend::CudaBackend(int32_t index)
   context_.check(cudaMemsetAsync(fault_, 0xff, kSharedBytes, stream_.handle), "device");
   context_.check(cudaMemsetAsync(fault_, 0, kWordBytes, stream_.handle), "device");
   traits_.counters = fault_ + 1;
-  traits_.merge_places = reinterpret_cast<char*>(fault_) + kWordBytes;
+  if (claim_.held()) traits_.merge_places = reinterpret_cast<char*>(fault_) + kWordBytes;
   uploads_ = std::make_unique<UploadRing>(stream_.handle);
   waiter_ = std::make_unique<CudaWaiter>(context_);
   loader_ = std::make_unique<CudaLoader>(context_);

@@ -9,6 +9,7 @@
 #include "../cuda/attention.h"
 #include "backend.h"
 #include "cublaslt.h"
+#include "cuda_claim.h"
 #include "cuda_context.h"
 #include "cuda_loader.h"
 #include "cuda_memory.h"
@@ -103,6 +104,7 @@ class CudaBackend : public Backend {
   static_assert((1 + cuda::kNumCounters) * sizeof(int32_t) <= kWordBytes);
 
   CudaContext context_;
+  const ResidencyClaim claim_;
   DeviceInfo info_{};
   cuda::DeviceTraits traits_{};
   bool poison_;

@@ -6,6 +6,8 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
@@ -31,14 +33,29 @@ __device__ __forceinline__ void begin_dependent() {
   wait_for_prerequisites();
 }
 
-// Older devices refuse the attribute. FLASH_GQA_DEPENDENT_LAUNCH=off shows what it is worth.
-inline bool has_dependent_launch() {
+// Older devices refuse the attribute; and code that was compiled for them, which newer ones translate
+// or run, has no wait in it: such kernels must not start early. All kernels are compiled for the same
+// architectures, so that the first one speaks for all on its device.
+// FLASH_GQA_DEPENDENT_LAUNCH=off shows what dependent launches are worth.
+inline bool has_dependent_launch(const void* kernel) {
   const char* wanted = std::getenv("FLASH_GQA_DEPENDENT_LAUNCH");
   if (wanted != nullptr && std::strcmp(wanted, "off") == 0) return false;
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return major >= 9;
+  constexpr int kDevices = 64;
+  static std::atomic<int8_t> known[kDevices];  // 0: not yet; 1: no; 2: yes
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess || device >= kDevices) return false;
+  int8_t answer = known[device].load(std::memory_order_relaxed);
+  if (answer == 0) {
+    int major = 0;
+    cudaFuncAttributes attributes{};
+    const bool yes =
+        cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+        major >= 9 && cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
+        attributes.ptxVersion >= 90;
+    answer = yes ? 2 : 1;
+    known[device].store(answer, std::memory_order_relaxed);
+  }
+  return answer == 2;
 }
 
 template <class... Params, class... Given>
@@ -53,7 +70,7 @@ cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, s
   config.dynamicSmemBytes = smem;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = has_dependent_launch() ? 1 : 0;
+  config.numAttrs = has_dependent_launch(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(given)...);
 }
 

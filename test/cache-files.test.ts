@@ -1,7 +1,16 @@
 // Saved sequences in files and streams: whole or not there, and every damage refused in every form.
 
 import { createReadStream, createWriteStream } from "node:fs";
-import { mkdtemp, readdir, readFile, rm, symlink, truncate, writeFile } from "node:fs/promises";
+import {
+  mkdtemp,
+  readdir,
+  readFile,
+  rm,
+  stat,
+  symlink,
+  truncate,
+  writeFile,
+} from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { PassThrough, Readable, Writable } from "node:stream";
@@ -297,5 +306,57 @@ describe("damage", () => {
     await truncate(file, length - (1 << 20));
     expect((await rejected(cache.load(file))).message).toContain("they were cut off");
     expect(cache.stats()).toMatchObject({ sequences: 0, pages: { used: 0, cached: 0 } });
+  });
+});
+
+describe("a place that is not as usual", () => {
+  const failing = (run: Promise<unknown>) => rejected(run).then(({ code }) => code);
+
+  it("keeps who may read a file that it replaces, and leaves no part behind", async () => {
+    using cache = meanCache(device);
+    const file = inFolder("private.seq");
+    await writeFile(file, "old", { mode: 0o600 });
+    await cache.save(sequenceOf(cache, 20), { file });
+    expect((await stat(file)).mode & 0o777).toBe(0o600);
+    expect((await readdir(folder)).filter((name) => name.includes("private"))).toEqual([
+      "private.seq",
+    ]);
+  });
+
+  it("takes file: URLs by their shape, and refuses those of another machine", async () => {
+    using cache = meanCache(device);
+    const seq = sequenceOf(cache, 20);
+    const { href, protocol } = pathToFileURL(inFolder("shape.seq"));
+    await cache.save(seq, { file: { href, protocol } as URL });
+    expect((await cache.load({ href, protocol } as Wrong)).length).toBe(20);
+    const far = new URL("file://host/x");
+    expect(await failing(cache.load(far))).toBe("INVALID_ARGUMENT");
+    expect(await failing(cache.save(seq, { file: far }))).toBe("INVALID_ARGUMENT");
+  });
+
+  it("refuses what only looks like a stream, and hears an abort where a stream does not", async () => {
+    using cache = meanCache(device);
+    const seq = sequenceOf(cache, 20);
+    const half = { write() {}, end() {}, on() {} } as Wrong;
+    expect(await failing(cache.save(seq, { stream: half }))).toBe("INVALID_ARGUMENT");
+    const deaf = { ...half, once() {}, emit() {}, removeListener() {} } as Wrong;
+    const signal = AbortSignal.timeout(20);
+    expect(await failing(cache.save(seq, { stream: deaf, signal }))).toBe("ABORTED");
+    expect(seq.fork().length).toBe(20); // not busy any more
+  });
+
+  it("refuses sources whose iterators are none", async () => {
+    using cache = meanCache(device);
+    const broken = { [Symbol.asyncIterator]: 5 } as Wrong;
+    expect(await failing(cache.load(broken))).toBe("INVALID_ARGUMENT");
+    const rude = {
+      [Symbol.asyncIterator]: () => ({
+        next: async () => ({ done: true, value: undefined }),
+        return() {
+          throw new Error("rude");
+        },
+      }),
+    } as Wrong;
+    expect(await failing(cache.load(rude))).toBe("CORRUPT_DATA");
   });
 });

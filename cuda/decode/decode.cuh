@@ -90,7 +90,8 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     for (int stage = 0; stage < T::kStages; ++stage) ring.ask(stage);
     if (first_time) queries.load(args, pair, rows);
     if (!guessed || !first_time) break;
-    if (!holds()) {
+    // One verdict for the block: warps read at different times, and may have guessed differently.
+    if (!__syncthreads_and(holds())) {
       ring.rewind();
       return false;
     }
@@ -204,9 +205,9 @@ __global__ void __launch_bounds__(kThreads, T::kBlocksPerSm)
     int64_t& b_first = division.b_first;
     Pair& pair = division.pair;
     bool held = true;
-    if (guessed && b >= batch) {
+    if (guessed && b >= batch) {  // as attend() does, for a warp that sees nothing to do
       wait_for_prerequisites();
-      held = false;
+      held = __syncthreads_and(false);
     }
     while (held && left > 0 && b < batch) {
       const int32_t units = division.units(pair.rounds());

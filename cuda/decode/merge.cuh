@@ -57,6 +57,34 @@ constexpr uint32_t kEmpty = 0xffffffffu;
 
 __device__ __forceinline__ bool is_empty(float x) { return __float_as_uint(x) == kEmpty; }
 
+// Relaxed and of the whole device, since writer and reader are different blocks. Nothing is ordered:
+// each word says for itself whether it is there.
+__device__ __forceinline__ float4 load_place(const float4* place) {
+  float4 x;
+  asm volatile("ld.relaxed.gpu.global.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "l"(place)
+               : "memory");
+  return x;
+}
+__device__ __forceinline__ float2 load_place(const float2* place) {
+  float2 x;
+  asm volatile("ld.relaxed.gpu.global.v2.f32 {%0, %1}, [%2];"
+               : "=f"(x.x), "=f"(x.y)
+               : "l"(place)
+               : "memory");
+  return x;
+}
+__device__ __forceinline__ void store_place(float4* place, float4 x) {
+  asm volatile("st.relaxed.gpu.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(place), "f"(x.x),
+               "f"(x.y), "f"(x.z), "f"(x.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_place(float2* place, float2 x) {
+  asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(place), "f"(x.x), "f"(x.y)
+               : "memory");
+}
+
 // A pair whose keys several teams share: its i-th part is that of block `first` + i * stride.
 //
 // Parts travel through places in memory that are empty between launches. Who needs a part waits
@@ -75,8 +103,8 @@ struct SharedPair {
   int32_t end;     // by it
   int32_t log_lanes;  // of the threads that share a task: as many as make work for the whole block
 
-  // The parts belong to teams first_team, first_team + 1, ...; this
-  // block, the x-th of its team, has part `mine`.
+  // The parts belong to teams first_team, first_team + 1, ...; this block, the x-th of its team, has
+  // part `mine`.
   __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t x, int32_t quads,
                         int32_t first_team, int32_t num_parts, int32_t mine)
       : out(rows), parts(num_parts), log_lanes(0) {
@@ -100,8 +128,8 @@ struct SharedPair {
 
   __device__ void store_part(const DecodeArgs& args, int32_t task, SoftmaxState state,
                              const float4& o) const {
-    __stcg(args.part_o + at + task, o);
-    __stcg(args.part_state + at + task, make_float2(state.max, state.sum));
+    store_place(args.part_o + at + task, o);
+    store_place(args.part_state + at + task, make_float2(state.max, state.sum));
   }
 
   // Finishes this block's share of the rows, once the other blocks, all of which are resident, have
@@ -157,8 +185,8 @@ struct SharedPair {
         x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (part + i * lanes >= parts) continue;
         const int32_t at = place(part + i * lanes, task);
-        s[i] = __ldcv(args.part_state + at);
-        x[i] = __ldcv(args.part_o + at);
+        s[i] = load_place(args.part_state + at);
+        x[i] = load_place(args.part_o + at);
         missing |= is_empty(s[i].x) || is_empty(s[i].y) || is_empty(x[i].x) || is_empty(x[i].y) ||
                    is_empty(x[i].z) || is_empty(x[i].w);
       }
@@ -174,8 +202,8 @@ struct SharedPair {
       state_add(state, o, SoftmaxState{s[i].x, s[i].y}, x[i]);
       if (part + i * lanes >= parts) continue;
       const int32_t at = place(part + i * lanes, task);
-      __stcg(args.part_state + at, make_float2(empty, empty));
-      __stcg(args.part_o + at, make_float4(empty, empty, empty, empty));
+      store_place(args.part_state + at, make_float2(empty, empty));
+      store_place(args.part_o + at, make_float4(empty, empty, empty, empty));
     }
   }
 };

@@ -81,7 +81,7 @@ struct Consumer {
   }
 
   // Probabilities of masked keys are 0, but 0 * NaN is NaN: value rows beyond the sequence may hold
-  // anything. Only the last tile of keys has any. Both warpgroups write the same zeros.
+  // anything. Only the last tile of keys has any. All warpgroups write the same zeros.
   __device__ __forceinline__ void clear_tail(int32_t first_row) {
     barrier_wait(shared.v_full[v.slot], v.parity);
     for (int half = 0; half < Traits::kHalves; ++half) {

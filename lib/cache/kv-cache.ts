@@ -203,8 +203,8 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
   }
 
   /**
-   * Brings an offloaded sequence back: it goes on with the same bits. Full pages that the cache still has are shared
-   * again, the others copied. Throws OUT_OF_PAGES, BUSY, ABORTED, DISPOSED, INVALID_ARGUMENT; then it is still
+   * Brings an offloaded sequence back: it goes on where it was. Full pages of its text that the cache still has are
+   * shared again, the others copied. Throws OUT_OF_PAGES, BUSY, ABORTED, DISPOSED, INVALID_ARGUMENT; then it is still
    * offloaded and no page has changed hands.
    *
    * @returns how many pages were copied.

@@ -1,5 +1,6 @@
 // Where saved bytes go to and come from: files, streams, memory.
 
+import { randomUUID } from "node:crypto";
 import { constants, type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
 import { type Readable, Stream, type Writable } from "node:stream";
 import { pipeline } from "node:stream/promises";
@@ -15,8 +16,6 @@ export type SavedSource = Uint8Array | string | URL | AsyncIterable<Uint8Array>;
 
 type Bytes = AsyncGenerator<Buffer, void, undefined>;
 
-let nextPart = 0;
-
 /** All of it in memory. */
 export async function toBuffer(operation: string, bytes: Bytes, length: number): Promise<Buffer> {
   const { buffer } = hostCopy(operation, "the sequence", Uint8Array, length);
@@ -29,12 +28,18 @@ export async function toBuffer(operation: string, bytes: Bytes, length: number):
   return all;
 }
 
-/** A file is there as a whole or not at all: it is written beside its place, and moved there when it is done. */
+/**
+ * A file is there as a whole or not at all: it is written beside its place, and moved there when it is done. Only a
+ * crash leaves the part behind.
+ */
 export async function toFile(operation: string, bytes: Bytes, file: string): Promise<void> {
-  const place = await replaceable(operation, file);
-  const part = `${place}.${process.pid}-${nextPart++}.part`;
+  const { place, mode } = await replaceable(operation, file);
+  const part = `${place}.${randomUUID()}.part`;
+  const failed = (error: unknown) => ours(operation, `cannot write ${show(file)}`, error);
+  const handle = await open(part, "wx", mode).catch((error) => {
+    throw failed(error);
+  });
   try {
-    const handle = await open(part, "wx");
     try {
       for await (const block of bytes) await writeAll(handle, block);
       await handle.sync();
@@ -44,36 +49,59 @@ export async function toFile(operation: string, bytes: Bytes, file: string): Pro
     await rename(part, place);
   } catch (error) {
     await rm(part, { force: true });
-    throw ours(operation, `cannot write ${show(file)}`, error);
+    throw failed(error);
   }
 }
 
-/** Ends the stream; where anything fails, destroys it. */
+/** Ends the stream; where anything fails, destroys it. An abort is heard even where the stream is deaf to it. */
 export async function toStream(
   operation: string,
   bytes: Bytes,
   stream: Writable,
   signal: AbortSignal | undefined,
 ): Promise<void> {
+  let onAbort = () => {};
+  const aborted = new Promise<void>((resolve) => {
+    onAbort = resolve;
+    signal?.addEventListener("abort", onAbort, { once: true });
+  });
+  const sent = pipeline(bytes, stream, signal === undefined ? {} : { signal });
   try {
-    await pipeline(bytes, stream, signal === undefined ? {} : { signal });
+    await Promise.race([sent, aborted]);
+    throwIfAborted(operation, signal);
   } catch (error) {
+    sent.catch(() => {});
+    await bytes.return();
     throwIfAborted(operation, signal);
     throw ours(operation, "the stream failed", error);
+  } finally {
+    signal?.removeEventListener("abort", onAbort);
   }
+}
+
+/** By its shape, here and below: a URL or stream may come from another realm or package. */
+function isUrl(value: unknown): value is URL {
+  const { href, protocol } = (value ?? {}) as Partial<URL>;
+  return typeof href === "string" && typeof protocol === "string";
 }
 
 export function checkFile(operation: string, name: string, file: unknown): string {
   if (typeof file === "string") return file;
-  const { href, protocol } = (file ?? {}) as Partial<URL>;
-  if (typeof href === "string" && protocol === "file:") return fileURLToPath(href);
-  throw invalid(operation, `${name} expected a path or a file: URL, got ${show(file)}`);
+  if (!isUrl(file) || file.protocol !== "file:") {
+    throw invalid(operation, `${name} expected a path or a file: URL, got ${show(file)}`);
+  }
+  try {
+    return fileURLToPath(file.href);
+  } catch (error) {
+    throw ours(operation, `${name} expected a file: URL of this machine, got ${file.href}`, error);
+  }
 }
 
-/** By its shape: streams of other packages are none of Node's class. */
+const WRITABLE = ["write", "end", "on", "once", "emit", "removeListener"] as const;
+
 export function checkWritable(operation: string, stream: unknown): Writable {
-  const { write, end, on } = (stream ?? {}) as Partial<Writable>;
-  if ([write, end, on].every((method) => typeof method === "function")) return stream as Writable;
+  const methods = (stream ?? {}) as Partial<Writable>;
+  if (WRITABLE.every((name) => typeof methods[name] === "function")) return stream as Writable;
   throw invalid(operation, `stream expected a Writable, got ${show(stream)}`);
 }
 
@@ -86,7 +114,7 @@ export function bytesOf(operation: string, source: unknown): AsyncIterable<unkno
   if (typeof source === "object" && source !== null && Symbol.asyncIterator in source) {
     return source as AsyncIterable<unknown>;
   }
-  if (typeof source === "string" || source instanceof URL) {
+  if (typeof source === "string" || isUrl(source)) {
     return fileBytes(operation, checkFile(operation, "source", source));
   }
   throw invalid(
@@ -108,7 +136,11 @@ export class ByteReader {
   constructor(operation: string, source: unknown, signal: AbortSignal | undefined) {
     this.#operation = operation;
     this.#source = source;
-    this.#pieces = bytesOf(operation, source)[Symbol.asyncIterator]();
+    try {
+      this.#pieces = bytesOf(operation, source)[Symbol.asyncIterator]();
+    } catch (error) {
+      throw ours(operation, "source cannot be read", error);
+    }
     this.#signal = signal;
   }
 
@@ -138,7 +170,7 @@ export class ByteReader {
 
   /** Lets the source go, read to its end or not. What it makes of this is its own affair: the outcome is known. */
   async close(): Promise<void> {
-    const gone = Promise.resolve(this.#pieces.return?.()).catch(() => {});
+    const gone = (async () => this.#pieces.return?.())().catch(() => {});
     // A stream that nothing comes from answers never, unless it is destroyed.
     if (!this.#waiting) await gone;
     else if (this.#source instanceof Stream) (this.#source as Readable).destroy();
@@ -210,12 +242,14 @@ async function* fileBytes(operation: string, file: string): AsyncGenerator<Uint8
   }
 }
 
-/** What the name stands for, if a file may take its place. */
-async function replaceable(operation: string, file: string): Promise<string> {
+/** What the name stands for, if a file may take its place, and who may read it there. */
+async function replaceable(operation: string, file: string) {
   try {
-    if ((await stat(file)).isFile()) return await realpath(file);
+    const old = await stat(file);
+    if (old.isFile()) return { place: await realpath(file), mode: old.mode & 0o777 };
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code === "ENOENT") return file;
+    const isNew = (error as NodeJS.ErrnoException).code === "ENOENT";
+    if (isNew && file !== "") return { place: file, mode: 0o666 };
     throw ours(operation, `cannot write ${show(file)}`, error);
   }
   throw invalid(operation, `${show(file)} is not a regular file`, "pass a stream to it");

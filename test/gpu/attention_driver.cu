@@ -178,6 +178,11 @@ int check_programs(int count, uint64_t seed, const cuda::DeviceTraits& device) {
     ++failed;
     std::printf("FAIL program %d (%s): %s\n", i, programs[i].describe().c_str(), wrong.c_str());
   }
+  std::vector<unsigned char> places(cuda::kMergeBytes);
+  check(cudaMemcpy(places.data(), device.merge_places, places.size(), cudaMemcpyDeviceToHost),
+        "places");
+  for (const unsigned char byte : places)
+    if (byte != 0xff) check(cudaErrorUnknown, "a place of decode's parts is not empty");
   for (const auto& [name, uses] : kernels) std::printf("  %-18s %d programs\n", name.c_str(), uses);
   std::printf("%s: %d programs from seed %llu, %d failed\n", failed == 0 ? "PASS" : "FAIL", count,
               static_cast<unsigned long long>(seed), failed);

@@ -207,7 +207,8 @@ inline PagedCache make_cache(const Program& p, const Values& x, Random& random) 
 }
 
 // Lengths and tables that are right only when the kernel in front of attention has ended, which lets
-// attention take its place long before: what is read too early is garbage.
+// attention take its place long before: what is read too early is garbage. A first run must have
+// loaded attention's kernel, or this one would have ended before it starts.
 struct Late {
   static constexpr int kMost = 6;
   int32_t* to[kMost];
@@ -316,7 +317,7 @@ inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
   params.fixed_split = p.fixed_split;
   params.fault = dev_fault.as<int32_t>();
 
-  device.num_sms = p.num_sms;
+  device.num_sms = std::min(p.num_sms, device.num_sms);  // all blocks of decode must be resident
   const Buffer counters(std::vector<int32_t>(cuda::kNumCounters, 0));
   device.counters = counters.as<int32_t>();
   const Buffer workspace(cuda::attention_workspace(params, device));
