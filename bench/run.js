@@ -1,5 +1,7 @@
 // npm run bench: where attention stands on this machine, beside its limits and beside PyTorch.
 
+const fs = require("node:fs");
+const path = require("node:path");
 const { parseArgs } = require("node:util");
 const { KERNEL_SUITES, kernelRows } = require("./cases");
 
@@ -48,6 +50,9 @@ function readArguments() {
   const rows = values.rows === undefined ? Number.POSITIVE_INFINITY : Number(values.rows);
   if (rows !== Number.POSITIVE_INFINITY && !(Number.isInteger(rows) && rows > 0)) {
     throw new UsageError(`--rows expected a whole number above 0, got "${values.rows}"`);
+  }
+  if (values.json !== undefined && !fs.existsSync(path.dirname(path.resolve(values.json)))) {
+    throw new UsageError(`--json expected a path in a folder that is there, got "${values.json}"`);
   }
   return { ...values, suites, rows };
 }

@@ -37,6 +37,18 @@ function wanted(which: unknown): { kind: "auto" | "cpu" | "cuda"; index: number 
   return { kind: match[1] as "auto" | "cpu" | "cuda", index: Number(match[2] ?? 0) };
 }
 
+const ISAS = ["portable", "avx2", "avx512"];
+
+/** The addon takes what it does not know for no limit. */
+function checkIsa(): void {
+  const isa = process.env.FLASH_GQA_ISA;
+  if (!isa || ISAS.includes(isa)) return;
+  throw invalid(
+    "Device.open",
+    `FLASH_GQA_ISA expected one of ${ISAS.join(", ")}, got ${show(isa)}`,
+  );
+}
+
 /**
  * A CPU or a GPU with one in-order queue. Operations enqueue and return; waiting happens in
  * `tensor.read()` and `device.synchronize()`, off the event loop.
@@ -67,6 +79,7 @@ export class Device {
    */
   static async open(which?: DeviceName): Promise<Device> {
     const { kind, index } = wanted(which);
+    checkIsa();
     if (kind === "cpu") return new Device(INTERNAL, "cpu", 0, "asked for");
     const probe = addon.probeCuda();
     if (probe.usable) {

@@ -46,6 +46,17 @@ describe("Device", () => {
     }
   });
 
+  it("refuses an instruction set that it does not know", async () => {
+    const before = process.env.FLASH_GQA_ISA;
+    try {
+      process.env.FLASH_GQA_ISA = "AVX2";
+      expect((await rejected(Device.open("cpu"))).message).toMatch(/FLASH_GQA_ISA.*avx2.*"AVX2"/);
+    } finally {
+      if (before === undefined) delete process.env.FLASH_GQA_ISA;
+      else process.env.FLASH_GQA_ISA = before;
+    }
+  });
+
   it("either opens CUDA or says why it cannot", async () => {
     const outcome = await Device.open("cuda").catch((error: unknown) => error);
     if (outcome instanceof Device) {
