@@ -120,7 +120,9 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
 // splits that do not depend on the rest of the batch either; decode/ divides the batch as a whole.
 int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
                     const decode::DecodeVariant* variant) {
-  const bool fits = variant != nullptr && variant->smem <= device.max_smem;
+  const bool fits =
+      variant != nullptr && variant->smem(decode::kMinStages) <= device.max_smem &&
+      (params.kv.page_table == nullptr || params.kv.page_size >= decode::kSlabKeys);
   return fits && params.fixed_split == 0 && device.merge_places != nullptr ? decode::kMaxRows : 0;
 }
 
@@ -135,12 +137,14 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.max_rows = max_rows;
   args.rows = min_i32(rows, decode::kRowsPerTile);
   args.row_tiles = ceil_div(rows, decode::kRowsPerTile);
+  args.stages = variant.stages;
+  while (variant.smem(args.stages) > device.max_smem) --args.stages;
   // All blocks must be resident together: they wait for each other's parts.
-  const size_t block_smem = plan.decode->smem + kReservedSmem;
+  const size_t block_smem = variant.smem(args.stages) + kReservedSmem;
   const auto fit = static_cast<int32_t>((device.max_smem + kReservedSmem) / block_smem);
-  const int32_t per_sm = min_i32(plan.decode->blocks_per_sm, fit);
+  const int32_t per_sm = min_i32(variant.blocks_per_sm, fit);
   // Two places in each block for a part of every four columns of a row: float4 and float2.
-  const int64_t places = 2ll * args.rows * plan.decode->head_dim / 4;
+  const int64_t places = 2ll * args.rows * variant.head_dim / 4;
   const auto most_blocks = static_cast<int32_t>(kMergeBytes / (places * (16 + 8)));
   const int32_t alone = min_i32(device.num_sms, most_blocks);
   const int32_t most = min_i32(device.num_sms * per_sm, most_blocks);

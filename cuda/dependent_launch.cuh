@@ -33,13 +33,11 @@ __device__ __forceinline__ void begin_dependent() {
   wait_for_prerequisites();
 }
 
-// Older devices refuse the attribute; and code that was compiled for them, which newer ones translate
-// or run, has no wait in it: such kernels must not start early. All kernels are compiled for the same
-// architectures, so that the first one speaks for all on its device.
-// FLASH_GQA_DEPENDENT_LAUNCH=off shows what dependent launches are worth.
-inline bool has_dependent_launch(const void* kernel) {
-  const char* wanted = std::getenv("FLASH_GQA_DEPENDENT_LAUNCH");
-  if (wanted != nullptr && std::strcmp(wanted, "off") == 0) return false;
+// Whether the code that runs here is that of sm_90 and later: code that was compiled for older
+// devices, which newer ones translate or run, has neither the wait nor the copy engine's instructions
+// in it. All kernels are compiled for the same architectures, so that the first one speaks for all on
+// its device.
+inline bool runs_sm90_code(const void* kernel) {
   constexpr int kDevices = 64;
   static std::atomic<int8_t> known[kDevices];  // 0: not yet; 1: no; 2: yes
   int device = 0;
@@ -56,6 +54,13 @@ inline bool has_dependent_launch(const void* kernel) {
     known[device].store(answer, std::memory_order_relaxed);
   }
   return answer == 2;
+}
+
+// Older devices refuse the attribute, and kernels without the wait must not start early.
+// FLASH_GQA_DEPENDENT_LAUNCH=off shows what dependent launches are worth.
+inline bool has_dependent_launch(const void* kernel) {
+  const char* wanted = std::getenv("FLASH_GQA_DEPENDENT_LAUNCH");
+  return (wanted == nullptr || std::strcmp(wanted, "off") != 0) && runs_sm90_code(kernel);
 }
 
 template <class... Params, class... Given>

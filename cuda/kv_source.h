@@ -43,48 +43,75 @@ struct PlainRead {
   GQA_HOST_DEVICE int32_t operator()(const int32_t* word) const { return *word; }
 };
 
-// Sequence b of the batch. Lengths read from device memory are clamped to the buffers they index.
-// All of them are read before the first is looked at: their latencies overlap.
+// What is read from device memory to know one sequence, unchecked.
+struct SequenceWords {
+  int32_t q_start;
+  int32_t q_end;
+  int32_t k_start;
+  int32_t k_end;
+  int32_t kv_len;
+  int32_t table_row;
+
+  GQA_HOST_DEVICE bool operator==(const SequenceWords& w) const {
+    return q_start == w.q_start && q_end == w.q_end && k_start == w.k_start && k_end == w.k_end &&
+           kv_len == w.kv_len && table_row == w.table_row;
+  }
+};
+
 template <class Read = PlainRead>
-GQA_HOST_DEVICE Sequence read_sequence(const BatchView& batch, const KvView& kv, int32_t b,
-                                       int32_t* fault, const Read& read = {}) {
+GQA_HOST_DEVICE SequenceWords read_sequence_words(const BatchView& batch, const KvView& kv,
+                                                  int32_t b, const Read& read = {}) {
   const bool paged = kv.page_table != nullptr;
   const bool ragged_q = batch.cu_seqlens_q != nullptr;
   const bool ragged_k = !paged && batch.cu_seqlens_k != nullptr;
-  const int32_t q_start = ragged_q ? read(batch.cu_seqlens_q + b) : b * batch.uniform_q_len;
-  const int32_t q_end = ragged_q ? read(batch.cu_seqlens_q + b + 1) : q_start + batch.uniform_q_len;
-  const int32_t k_start = ragged_k ? read(batch.cu_seqlens_k + b) : b * batch.uniform_kv_len;
-  const int32_t k_end =
-      ragged_k ? read(batch.cu_seqlens_k + b + 1) : k_start + batch.uniform_kv_len;
-  const int32_t kv_len =
-      paged && batch.kv_lens != nullptr ? read(batch.kv_lens + b) : batch.uniform_kv_len;
-  const int32_t table_row = paged && kv.table_row != nullptr ? read(kv.table_row + b) : b;
+  SequenceWords w;
+  w.q_start = ragged_q ? read(batch.cu_seqlens_q + b) : b * batch.uniform_q_len;
+  w.q_end = ragged_q ? read(batch.cu_seqlens_q + b + 1) : w.q_start + batch.uniform_q_len;
+  w.k_start = ragged_k ? read(batch.cu_seqlens_k + b) : b * batch.uniform_kv_len;
+  w.k_end = ragged_k ? read(batch.cu_seqlens_k + b + 1) : w.k_start + batch.uniform_kv_len;
+  w.kv_len = paged && batch.kv_lens != nullptr ? read(batch.kv_lens + b) : batch.uniform_kv_len;
+  w.table_row = paged && kv.table_row != nullptr ? read(kv.table_row + b) : b;
+  return w;
+}
 
+// Lengths are clamped to the buffers they index.
+GQA_HOST_DEVICE Sequence checked_sequence(const BatchView& batch, const KvView& kv, int32_t b,
+                                          const SequenceWords& words, int32_t* fault) {
+  const bool paged = kv.page_table != nullptr;
+  const bool ragged_q = batch.cu_seqlens_q != nullptr;
+  const bool ragged_k = !paged && batch.cu_seqlens_k != nullptr;
   Sequence s{};
-  s.q_start = q_start;
+  s.q_start = words.q_start;
   s.q_len = batch.uniform_q_len;
   if (ragged_q) {
-    s.q_start = clamp_reported(q_start, 0, batch.total_q, kFaultOffsets, fault);
-    const int32_t end = clamp_reported(q_end, s.q_start, batch.total_q, kFaultOffsets, fault);
+    s.q_start = clamp_reported(words.q_start, 0, batch.total_q, kFaultOffsets, fault);
+    const int32_t end = clamp_reported(words.q_end, s.q_start, batch.total_q, kFaultOffsets, fault);
     // The grid covers max_q_len rows of each sequence; a longer one would silently lose rows.
     s.q_len = clamp_reported(end - s.q_start, 0, batch.max_q_len, kFaultLength, fault);
   }
   if (paged) {
-    s.table_row = kv.table_row == nullptr
-                      ? b
-                      : clamp_reported(table_row, 0, kv.table_rows - 1, kFaultTableRow, fault);
+    s.table_row = kv.table_row == nullptr ? b
+                                          : clamp_reported(words.table_row, 0, kv.table_rows - 1,
+                                                           kFaultTableRow, fault);
     const int64_t slots = static_cast<int64_t>(kv.max_pages) * kv.page_size;
     const int32_t capacity = slots < 0x7fffffff ? static_cast<int32_t>(slots) : 0x7fffffff;
-    s.kv_len = clamp_reported(kv_len, 0, capacity, kFaultLength, fault);
+    s.kv_len = clamp_reported(words.kv_len, 0, capacity, kFaultLength, fault);
   } else if (ragged_k) {
-    s.kv_start = clamp_reported(k_start, 0, kv.total_kv, kFaultOffsets, fault);
-    const int32_t end = clamp_reported(k_end, s.kv_start, kv.total_kv, kFaultOffsets, fault);
+    s.kv_start = clamp_reported(words.k_start, 0, kv.total_kv, kFaultOffsets, fault);
+    const int32_t end = clamp_reported(words.k_end, s.kv_start, kv.total_kv, kFaultOffsets, fault);
     s.kv_len = end - s.kv_start;
   } else {
-    s.kv_start = k_start;
+    s.kv_start = words.k_start;
     s.kv_len = batch.uniform_kv_len;
   }
   return s;
+}
+
+// Sequence b of the batch. All of its words are read before the first is looked at: their latencies
+// overlap.
+GQA_HOST_DEVICE Sequence read_sequence(const BatchView& batch, const KvView& kv, int32_t b,
+                                       int32_t* fault) {
+  return checked_sequence(batch, kv, b, read_sequence_words(batch, kv, b), fault);
 }
 
 // The sequence that packed query row `row` can belong to, or -1. Offsets are not trusted: the

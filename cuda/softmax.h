@@ -40,6 +40,14 @@ struct SoftmaxState {
     return factor;
   }
 
+  // Adds a part of the same row whose maximum this one has been raised to, at least. Returns the factor
+  // for the part's output.
+  GQA_HOST_DEVICE float add(const SoftmaxState& part) {
+    const float factor = exp2f(part.max - reference());
+    sum += part.sum * factor;
+    return factor;
+  }
+
   // What to subtract from s_j before exp2: finite even for a row that sees no key, so that
   // exp2(-inf - x) = 0.
   GQA_HOST_DEVICE float reference() const { return max == minus_infinity() ? 0.0f : max; }

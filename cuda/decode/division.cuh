@@ -26,6 +26,20 @@ struct FreshRead {
   __device__ int32_t operator()(const int32_t* word) const { return __ldcg(word); }
 };
 
+// What is read from device memory about one sequence.
+struct Lengths {
+  SequenceWords words;
+  int32_t prefix_len;
+
+  __device__ Lengths(const DecodeArgs& args, int32_t b)
+      : words(read_sequence_words(args.params.batch, args.params.kv, b, FreshRead{})),
+        prefix_len(args.params.prefix_lens != nullptr ? FreshRead{}(args.params.prefix_lens + b)
+                                                      : args.params.prefix_len) {}
+  __device__ bool operator==(const Lengths& other) const {
+    return words == other.words && prefix_len == other.prefix_len;
+  }
+};
+
 // Sequence b as a decode launch sees it; slabs = 0 where it is another launch's.
 struct Pair {
   Sequence sequence;
@@ -34,29 +48,21 @@ struct Pair {
   int32_t rows;      // q_len * group_size
   int32_t slabs;     // at least 1: who sees no key still has rows to write
 
-  __device__ Pair(const DecodeArgs& args, int32_t b, int32_t* fault)
-      : sequence(read_sequence(args.params.batch, args.params.kv, b, fault, FreshRead{})),
-        mask{sequence.q_len,
-             sequence.kv_len,
-             args.params.causal,
-             args.params.window,
-             args.params.sink_tokens,
-             args.params.prefix_lens != nullptr ? FreshRead{}(args.params.prefix_lens + b)
-                                                : args.params.prefix_len},
+  __device__ Pair(const DecodeArgs& args, int32_t b, const Lengths& lengths, int32_t* fault)
+      : sequence(
+            checked_sequence(args.params.batch, args.params.kv, b, lengths.words, fault)),
+        mask{sequence.q_len,          sequence.kv_len,    args.params.causal,
+             args.params.window,      args.params.sink_tokens, lengths.prefix_len},
         visible(mask.rows(0, sequence.q_len - 1)),
         rows(sequence.q_len * args.group_size),
         slabs(rows == 0 || rows > args.max_rows
                   ? 0
                   : max_i32(1, TileRange(visible, kSlabKeys).count())) {}
 
-  __device__ int32_t rounds() const { return (slabs + kWarps - 1) / kWarps; }
+  __device__ Pair(const DecodeArgs& args, int32_t b, int32_t* fault)
+      : Pair(args, b, Lengths(args, b), fault) {}
 
-  // All else follows from these.
-  __device__ bool same_as(const Pair& p) const {
-    return sequence.q_start == p.sequence.q_start && sequence.q_len == p.sequence.q_len &&
-           sequence.kv_start == p.sequence.kv_start && sequence.kv_len == p.sequence.kv_len &&
-           sequence.table_row == p.sequence.table_row && mask.prefix_len == p.mask.prefix_len;
-  }
+  __device__ int32_t rounds() const { return (slabs + kWarps - 1) / kWarps; }
 
   // The pair of another lane.
   __device__ Pair from_lane(int lane) const {
@@ -85,9 +91,15 @@ struct Division {
     return rounds_per_unit == 1 ? rounds : (rounds + rounds_per_unit - 1) / rounds_per_unit;
   }
 
-  // Every warp comes to the same result on its own: no barrier. Lane i looks at sequence i.
-  __device__ Division(const DecodeArgs& args, int32_t team, int32_t* fault)
-      : b(0), unit(team), b_first(0), pair(args, lane_sequence(args, 0), fault) {
+  // The first sequence of this lane.
+  __device__ static int32_t first_sequence(const DecodeArgs& args) {
+    return lane_sequence(args, 0);
+  }
+
+  // Every warp comes to the same result on its own: no barrier. Lane i looks at sequence i, whose
+  // lengths it was given.
+  __device__ Division(const DecodeArgs& args, int32_t team, const Lengths& lengths, int32_t* fault)
+      : b(0), unit(team), b_first(0), pair(args, first_sequence(args), lengths, fault) {
     const int32_t batch = args.params.batch.batch_size;
     if (batch == 1) {
       const int32_t rounds = pair.rounds();
@@ -98,12 +110,6 @@ struct Division {
       return;
     }
     locate(args, team, fault);
-  }
-
-  __device__ bool same_as(const Division& d) const {
-    return teams == d.teams && rounds_per_unit == d.rounds_per_unit &&
-           units_per_team == d.units_per_team && b == d.b && unit == d.unit &&
-           b_first == d.b_first && pair.same_as(d.pair);
   }
 
  private:

@@ -40,11 +40,7 @@ __device__ __forceinline__ void scale(float4& o, float factor) {
   o.w *= factor;
 }
 
-// Takes in a part whose maximum `state` has been raised to.
-__device__ __forceinline__ void state_add(SoftmaxState& state, float4& o, const SoftmaxState& part,
-                                          const float4& x) {
-  const float factor = exp2f(part.max - state.reference());
-  state.sum += part.sum * factor;
+__device__ __forceinline__ void add_scaled(float4& o, const float4& x, float factor) {
   o.x += x.x * factor;
   o.y += x.y * factor;
   o.z += x.z * factor;
@@ -101,13 +97,15 @@ struct SharedPair {
   int32_t step;    // the distance from there to the third, and so on
   int32_t begin;   // this block's share of the tasks, each four columns of one row, to be finished
   int32_t end;     // by it
-  int32_t log_lanes;  // of the threads that share a task: as many as make work for the whole block
+  // As many as make work for the whole block:
+  int32_t log_lanes;        // threads that share a task of finish()
+  int32_t log_row_threads;  // threads of a row while the block's own parts are merged
 
   // The parts belong to teams first_team, first_team + 1, ...; this block, the x-th of its team, has
   // part `mine`.
   __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t x, int32_t quads,
                         int32_t first_team, int32_t num_parts, int32_t mine)
-      : out(rows), parts(num_parts), log_lanes(0) {
+      : out(rows), parts(num_parts), log_lanes(0), log_row_threads(7) {
     const int32_t row_places = args.rows * quads;
     const int32_t block = first_team * args.team_blocks + x;
     step = 2 * args.team_blocks * row_places;
@@ -120,6 +118,7 @@ struct SharedPair {
     end = min_i32(tasks, begin + share);
     while (log_lanes < 5 && (1 << log_lanes) < parts && (2 << log_lanes) * share <= kThreads)
       ++log_lanes;
+    while (rows.rows << log_row_threads > kThreads) --log_row_threads;
   }
 
   __device__ int32_t place(int32_t part, int32_t task) const {
@@ -146,9 +145,13 @@ struct SharedPair {
       const bool valid = task < end && col < args.params.head_dim;
       SoftmaxState state;
       float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      if (parts <= lanes) {
+        if (valid && lane < parts) take_parts<1>(args, lane, lanes, task, state, o);
+      } else {
 #pragma unroll 1
-      for (int32_t part = valid ? lane : parts; part < parts; part += T::kPartsAtOnce * lanes)
-        take_parts<T>(args, part, lanes, task, state, o);
+        for (int32_t part = valid ? lane : parts; part < parts; part += kPartsAtOnce * lanes)
+          take_parts<kPartsAtOnce>(args, part, lanes, task, state, o);
+      }
       const SoftmaxState own = state;
 #pragma unroll 1
       for (int32_t by = 1; by < lanes; by *= 2)
@@ -169,18 +172,20 @@ struct SharedPair {
   }
 
  private:
-  // Parts `part`, `part` + lanes, ...: kPartsAtOnce of them.
-  template <class T>
+  // Enough for the parts of a device's whole share, in one trip to memory.
+  static constexpr int kPartsAtOnce = 5;
+
+  // Parts `part`, `part` + lanes, ...: kCount of them.
+  template <int kCount>
   __device__ __forceinline__ void take_parts(const DecodeArgs& args, int32_t part, int32_t lanes,
                                              int32_t task, SoftmaxState& state, float4& o) const {
-    constexpr int kPartsAtOnce = T::kPartsAtOnce;
-    float2 s[kPartsAtOnce];
-    float4 x[kPartsAtOnce];
+    float2 s[kCount];
+    float4 x[kCount];
     bool missing;
     do {
       missing = false;
 #pragma unroll
-      for (int i = 0; i < kPartsAtOnce; ++i) {
+      for (int i = 0; i < kCount; ++i) {
         s[i] = make_float2(minus_infinity(), 0.0f);
         x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (part + i * lanes >= parts) continue;
@@ -194,12 +199,12 @@ struct SharedPair {
 
     float max = minus_infinity();
 #pragma unroll
-    for (int i = 0; i < kPartsAtOnce; ++i) max = fmaxf(max, s[i].x);
+    for (int i = 0; i < kCount; ++i) max = fmaxf(max, s[i].x);
     scale(o, state.raise_max(max));
     const float empty = __uint_as_float(kEmpty);
 #pragma unroll
-    for (int i = 0; i < kPartsAtOnce; ++i) {
-      state_add(state, o, SoftmaxState{s[i].x, s[i].y}, x[i]);
+    for (int i = 0; i < kCount; ++i) {
+      add_scaled(o, x[i], state.add(SoftmaxState{s[i].x, s[i].y}));
       if (part + i * lanes >= parts) continue;
       const int32_t at = place(part + i * lanes, task);
       store_place(args.part_state + at, make_float2(empty, empty));

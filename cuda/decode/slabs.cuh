@@ -1,36 +1,78 @@
-// A warp's own ring of slabs on their way from memory (cp.async): asked for as soon as a place is
-// free. No other warp waits for it.
+// Which slabs a warp asks for, and where they lie; and its own ring of slabs on their way from memory,
+// by cp.async. A place is asked for again as soon as it is free; no other warp waits for it.
 #pragma once
 
 #include "../kv_source.h"
-#include "../tile/mma.cuh"
 #include "division.cuh"
+#include "traits.cuh"
 
 namespace flash_gqa::cuda::decode {
 
-template <class ElementType, int kDim>
-struct Traits {
-  using Element = ElementType;
-  static constexpr int kHeadDim = kDim;
-  using Math = MmaMath<Element, kHeadDim, 1, 1, 1, kSlabKeys>;
-  using Tile = SwizzledTile<Element, kSlabKeys, kHeadDim>;
-  // 96 KB in flight for each block, which two blocks of a multiprocessor and the 99 KB of sm_86 and
-  // sm_89 have room for; 192 KB, and one block, where two stages are the least.
-  static constexpr int kStages = kHeadDim == 256 ? 3 : 96 * 1024 / (kWarps * 64 * kHeadDim);
-  static constexpr int kPartsAtOnce = 2;
-  static constexpr int kBlocksPerSm = kHeadDim == 256 ? 1 : 2;
-};
+struct SlabWalk {
+  const AttentionParams& params;
+  const KvSource& source;
+  const TileRange tiles;
+  const KeyRange visible;
+  const int32_t begin;  // this warp works on slabs begin, begin + stride, ... below end
+  const int32_t end;
+  const int32_t stride;
+  int32_t next;            // the next slab to be asked for
+  int32_t pages_now = 0;   // lane i: the page of this warp's slab i of the present 32 slabs
+  int32_t pages_next = 0;  // and of the 32 behind them
+  int32_t page_at = 0;
 
-template <class T>
-struct Slab {
-  typename T::Tile k;  // [kSlabKeys, kHeadDim]
-  typename T::Tile v;  // [kSlabKeys, kHeadDim]
+  __device__ SlabWalk(const AttentionParams& p, const KvSource& from, const TileRange& range,
+                      const KeyRange& keys, int32_t first, int32_t last, int32_t slab_stride)
+      : params(p),
+        source(from),
+        tiles(range),
+        visible(keys),
+        begin(first),
+        end(last),
+        stride(slab_stride),
+        next(first) {
+    const FirstPages first_pages = read_pages();
+    pages_now = first_pages.now;
+    pages_next = first_pages.next;
+  }
+
+  // Of this lane's slab of the first 32, and of the 32 behind them.
+  struct FirstPages {
+    int32_t now;
+    int32_t next;
+  };
+  __device__ FirstPages read_pages() const {
+    if (!source.paged()) return {0, 0};
+    const int lane = threadIdx.x % 32;
+    return {page_of(begin + lane * stride), page_of(begin + (32 + lane) * stride)};
+  }
+  // While no more than the first slabs have been asked for.
+  __device__ bool found(const FirstPages& pages) const {
+    return pages.now == pages_now && pages.next == pages_next;
+  }
+  // The page of the next slab; each may be asked for once. A slab lies in one page, because pages of
+  // fewer keys are not decode/'s: so an id is read once, and 32 of them at a time.
+  __device__ int32_t take_page() {
+    const int lane = threadIdx.x % 32;
+    const int32_t page = __shfl_sync(0xffffffffu, pages_now, page_at);
+    if (++page_at == 32) {
+      page_at = 0;
+      pages_now = pages_next;
+      pages_next = page_of(next + (33 + lane) * stride);
+    }
+    return page;
+  }
+
+ private:
+  __device__ int32_t page_of(int32_t slab) const {
+    return slab < end ? source.page_of(tiles.key(slab), FreshRead{}) : 0;
+  }
 };
 
 // Rows that nothing sees, rows of an invalid page, and columns beyond head_dim arrive as zeros: a
 // masked probability of 0 times a NaN left in a page would still be NaN.
 template <class T>
-struct SlabRing {
+struct AsyncRing : SlabWalk {
   using Element = typename T::Element;
   using Tile = typename T::Tile;
   static constexpr int kStages = T::kStages;
@@ -39,35 +81,14 @@ struct SlabRing {
   static constexpr int kPassRows = 32 / kRowThreads;
   static constexpr int kPasses = kSlabKeys / kPassRows;
 
-  const AttentionParams& params;
-  const KvSource& source;
-  const TileRange tiles;
-  const KeyRange visible;
   Slab<T>* const slabs;  // [kStages]
-  uint32_t* const bad;   // [kStages] keys of the slab whose page id is invalid, one bit each
-  const int32_t begin;   // this warp works on slabs begin, begin + stride, ... below end
-  const int32_t end;
-  const int32_t stride;
-  int32_t next;           // the next slab to be asked for
+  uint32_t* const bad;   // [kStages]
   const Element* k_lane;  // this lane's first 16 bytes of the source's first row
   const Element* v_lane;
-  int32_t pages_now = 0;   // lane i: the page of this warp's slab i of the present 32 slabs
-  int32_t pages_next = 0;  // and of the 32 behind them
-  int32_t page_at = 0;
 
-  __device__ SlabRing(const AttentionParams& p, const KvSource& from, const TileRange& range,
-                      const KeyRange& keys, Slab<T>* places, uint32_t* bad_keys, int32_t first,
-                      int32_t last, int32_t slab_stride)
-      : params(p),
-        source(from),
-        tiles(range),
-        visible(keys),
-        slabs(places),
-        bad(bad_keys),
-        begin(first),
-        end(last),
-        stride(slab_stride),
-        next(first) {
+  __device__ AsyncRing(SharedStorage<T>& shared, const DecodeArgs&, int warp, uint32_t&,
+                       const Sequence&, int32_t, const SlabWalk& walk)
+      : SlabWalk(walk), slabs(shared.ring + warp * kStages), bad(shared.bad[warp]) {
     const int lane = threadIdx.x % 32;
     const int32_t row = lane / kRowThreads;
     const int32_t col = lane % kRowThreads * Tile::kChunk;
@@ -76,44 +97,22 @@ struct SlabRing {
     v_lane = source.paged() ? k_lane + source.v_in_page
                             : static_cast<const Element*>(params.kv.v) + source.v_base +
                                   row * source.v_stride_token + col;
-    look_up();
   }
 
-  // The first pages. False: they are not those that were found before, or not remembered.
-  __device__ bool look_up() {
-    if (!whole_pages()) return !source.paged();
-    const int lane = threadIdx.x % 32;
-    const int32_t now = page_of(begin + lane * stride);
-    const int32_t behind = page_of(begin + (32 + lane) * stride);
-    const bool same = __all_sync(0xffffffffu, now == pages_now && behind == pages_next);
-    pages_now = now;
-    pages_next = behind;
-    return same;
+  __device__ void ask_first() {
+#pragma unroll 1
+    for (int stage = 0; stage < kStages; ++stage) ask(stage);
   }
-  // Forgets what was asked for.
-  __device__ void rewind() {
+  // Nothing may be on its way when the ring is given up.
+  __device__ void give_up() { drain(); }
+  // Waits for all copies.
+  __device__ void drain() {
     ptx::cp_async_wait<0>();
     __syncwarp();
-    next = begin;
-    page_at = 0;
-  }
-
-  // A slab lies in one page: its id is read once, and 32 of them at a time.
-  __device__ bool whole_pages() const {
-    return source.paged() && source.page_mask + 1 >= kSlabKeys;
-  }
-  __device__ int32_t page_of(int32_t slab) const {
-    return slab < end ? source.page_of(tiles.key(slab), FreshRead{}) : 0;
   }
 
   __device__ void ask(int stage) {
-    if (next < end) {
-      if (source.paged() && !whole_pages()) [[unlikely]] {
-        ask_rows(stage);
-      } else {
-        ask_slab(stage);
-      }
-    }
+    if (next < end) ask_slab(stage);
     ptx::cp_async_commit();  // also where nothing was asked for, so that the wait counts slabs
     next += stride;
   }
@@ -126,12 +125,7 @@ struct SlabRing {
     const Element* v = v_lane;
     bool found = true;
     if (source.paged()) {
-      const int32_t page = __shfl_sync(0xffffffffu, pages_now, page_at);
-      if (++page_at == 32) {
-        page_at = 0;
-        pages_now = pages_next;
-        pages_next = page_of(next + (33 + lane) * stride);
-      }
+      const int32_t page = take_page();
       found = page >= 0;
       const int64_t offset = page * source.stride_page +
                              static_cast<int64_t>(key & source.page_mask) * source.k_stride_token;
@@ -167,24 +161,6 @@ struct SlabRing {
     }
   }
 
-  // Pages of fewer keys than a slab: one key for each lane is looked up.
-  __device__ void ask_rows(int stage) {
-    const int lane = threadIdx.x % 32;
-    const int32_t key = tiles.key(next) + lane % kSlabKeys;
-    const bool seen = visible.contains(key);
-    const int64_t found = seen ? source.k_offset(key) - source.head_offset : -1;
-    const uint32_t missing = __ballot_sync(0xffffffffu, seen && found < 0) & 0xffffu;
-    if (lane == 0) bad[stage] = missing;
-    const int32_t row = lane / kRowThreads;
-#pragma unroll 1
-    for (int pass = 0; pass < kPasses; ++pass) {
-      const int32_t to = row + pass * kPassRows;
-      const int64_t offset = __shfl_sync(0xffffffffu, found, to) - row * source.k_stride_token;
-      const bool valid = __shfl_sync(0xffffffffu, found, to) >= 0;
-      copy_row(slabs[stage], to, valid, k_lane + offset, v_lane + offset);
-    }
-  }
-
   // A lane's 16-byte chunks of one row of K and V.
   __device__ __forceinline__ void copy_row(Slab<T>& slab, int32_t row, bool valid, const Element* k,
                                            const Element* v) const {
@@ -200,8 +176,11 @@ struct SlabRing {
     }
   }
 
-  // Returns when the oldest slab asked for may be read.
-  __device__ void wait() {
+  // Rows that nothing sees are zeros already.
+  __device__ void clean(int, int32_t) const {}
+
+  // Returns when the oldest slab asked for, at `stage`, may be read.
+  __device__ void wait(int) {
     ptx::cp_async_wait<kStages - 1>();
     __syncwarp();
   }

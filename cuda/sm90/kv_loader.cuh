@@ -2,38 +2,11 @@
 #pragma once
 
 #include "../kv_source.h"
-#include "../tile/ptx.cuh"
+#include "../tile/smem.cuh"
 #include "../tile/tma.cuh"
 #include "schedule.cuh"
 
 namespace flash_gqa::cuda::sm90 {
-
-// A tile as the copy engine writes it with its 128-byte swizzle: column halves of 64 16-bit values,
-// rows of 128 bytes, 16-byte chunks permuted by the row.
-template <class Element, int kTileRows, int kHeadDim>
-struct TmaTile {
-  static constexpr int kRows = kTileRows;
-  static constexpr int kHalves = (kHeadDim + 63) / 64;
-  static constexpr uint32_t kBytes = kHalves * kRows * 128;
-
-  alignas(1024) Element data[kHalves][kRows][64];
-
-  __device__ uint32_t address(int row, int chunk) const {
-    return ptx::smem_address(data) + chunk / 8 * kRows * 128 + row * 128 +
-           (chunk % 8 ^ row % 8) * 16;
-  }
-  // As SwizzledTile::move().
-  __device__ static uint32_t move(uint32_t address, int rows, int chunks) {
-    return (address ^ chunks % 8 * 16) + rows * 128 + chunks / 8 * kRows * 128;
-  }
-};
-
-// Tensor maps of K and V: [pages, num_kv_heads, keys of a page, head_dim], where dense K and V are
-// one page of total_kv keys; columns beyond head_dim and pages beyond the last arrive as zeros.
-struct KvMaps {
-  CUtensorMap k;
-  CUtensorMap v;
-};
 
 // Loads key or value rows from `first_key` on; run by one whole warp. Pages that no row sees are
 // not looked up: their box comes from beyond the last page, as zeros, and so does that of an

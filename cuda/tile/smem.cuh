@@ -1,6 +1,5 @@
-// A tile of rows in shared memory, in 16-byte chunks that are permuted within each row so that both
-// the copies (a row at a time) and the fragment loads (the same chunk of 8 rows) are free of bank
-// conflicts.
+// Tiles of rows in shared memory, in 16-byte chunks, such that both the copies (a row at a time) and
+// the fragment loads (the same chunk of 8 rows) are free of bank conflicts.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +8,7 @@
 
 namespace flash_gqa::cuda {
 
+// By permuting the chunks of each row.
 template <class Element, int kRows, int kCols>
 struct SwizzledTile {
   static constexpr int kChunk = 16 / sizeof(Element);  // elements
@@ -39,6 +39,26 @@ struct SwizzledTile {
   __device__ static uint32_t move(uint32_t address, int rows, int chunks) {
     return (address ^ chunks % kPermuted * 16) + rows * kRowBytes +
            chunks / kPermuted * kPermuted * 16;
+  }
+};
+
+// As the copy engine writes it with its 128-byte swizzle: column halves of 64 16-bit values, rows of
+// 128 bytes, 16-byte chunks permuted by the row.
+template <class Element, int kTileRows, int kHeadDim>
+struct TmaTile {
+  static constexpr int kRows = kTileRows;
+  static constexpr int kHalves = (kHeadDim + 63) / 64;
+  static constexpr uint32_t kBytes = kHalves * kRows * 128;
+
+  alignas(1024) Element data[kHalves][kRows][64];
+
+  __device__ uint32_t address(int row, int chunk) const {
+    return ptx::smem_address(data) + chunk / 8 * kRows * 128 + row * 128 +
+           (chunk % 8 ^ row % 8) * 16;
+  }
+  // As SwizzledTile::move().
+  __device__ static uint32_t move(uint32_t address, int rows, int chunks) {
+    return (address ^ chunks % 8 * 16) + rows * 128 + chunks / 8 * kRows * 128;
   }
 };
 
