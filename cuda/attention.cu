@@ -41,14 +41,14 @@ const Family* find_family(const AttentionParams& params) {
   });
 }
 
-const decode::DecodeVariant* find_decode(const AttentionParams& params) {
-  return with_dtype(params.dtype, [&](auto type) -> const decode::DecodeVariant* {
+const decode::DecodeFamily* find_decode(const AttentionParams& params) {
+  return with_dtype(params.dtype, [&](auto type) -> const decode::DecodeFamily* {
     using Element = typename decltype(type)::type;
     if constexpr (sizeof(Element) != 2) {
       return nullptr;
     } else {
-      return with_head_dim(params.head_dim, [](auto head_dim) -> const decode::DecodeVariant* {
-        return &decode::decode_variant<Element, decltype(head_dim)::value>();
+      return with_head_dim(params.head_dim, [](auto head_dim) -> const decode::DecodeFamily* {
+        return &decode::decode_family<Element, decltype(head_dim)::value>();
       });
     }
   });
@@ -115,19 +115,27 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
 #endif
 }
 
-// Up to how many rows the sequences may have that decode/ takes, or 0. Depends on the shape alone,
-// so that a sequence's kernel does not change with what else is in the batch. fixed_split asks for
-// splits that do not depend on the rest of the batch either; decode/ divides the batch as a whole.
+// Up to how many rows the sequences may have that decode/ takes, or 0: two tiles of rows. Depends on
+// the shape alone, so that a sequence's kernel does not change with what else is in the batch.
+// fixed_split asks for splits that do not depend on the rest of the batch either; decode/ divides the
+// batch as a whole. A slab lies in one page.
 int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
-                    const decode::DecodeVariant* variant) {
-  const bool fits =
-      variant != nullptr && variant->smem(decode::kMinStages) <= device.max_smem &&
-      (params.kv.page_table == nullptr || params.kv.page_size >= decode::kSlabKeys);
-  return fits && params.fixed_split == 0 && device.merge_places != nullptr ? decode::kMaxRows : 0;
+                    const decode::DecodeFamily* family) {
+  const KvView& kv = params.kv;
+  if (family == nullptr || params.fixed_split > 0 || device.merge_places == nullptr ||
+      (kv.page_table != nullptr && kv.page_size < decode::kSlabKeys))
+    return 0;
+  const auto fits = [&](const decode::DecodeVariant& variant) {
+    return variant.smem(decode::kMinStages) <= device.max_smem;
+  };
+  if (device.sm >= 90 && device.copy_engine && fits(family->wide)) return 2 * family->wide.rows;
+  return fits(family->narrow) ? 2 * family->narrow.rows : 0;
 }
 
 void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& device,
-                 const decode::DecodeVariant& variant, int32_t max_rows, int32_t rows) {
+                 const decode::DecodeFamily& family, int32_t max_rows, int32_t rows) {
+  const bool wide = rows > family.narrow.rows && max_rows > 2 * family.narrow.rows;
+  const decode::DecodeVariant& variant = wide ? family.wide : family.narrow;
   plan.decode = &variant;
   decode::DecodeArgs& args = plan.decode_args;
   args = decode::DecodeArgs{};
@@ -135,31 +143,32 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.group_size = params.num_q_heads / params.num_kv_heads;
   args.group_inverse = 65536 / args.group_size + 1;
   args.max_rows = max_rows;
-  args.rows = min_i32(rows, decode::kRowsPerTile);
-  args.row_tiles = ceil_div(rows, decode::kRowsPerTile);
+  args.rows = min_i32(rows, variant.rows);
+  args.row_tiles = ceil_div(rows, variant.rows);
   args.stages = variant.stages;
   while (variant.smem(args.stages) > device.max_smem) --args.stages;
   // All blocks must be resident together: they wait for each other's parts.
   const size_t block_smem = variant.smem(args.stages) + kReservedSmem;
   const auto fit = static_cast<int32_t>((device.max_smem + kReservedSmem) / block_smem);
   const int32_t per_sm = min_i32(variant.blocks_per_sm, fit);
-  // Two places in each block for a part of every four columns of a row: float4 and float2.
-  const int64_t places = 2ll * args.rows * variant.head_dim / 4;
-  const auto most_blocks = static_cast<int32_t>(kMergeBytes / (places * (16 + 8)));
+  // Two places in each block for a part of every 8 columns of a row: two float4 and a float2.
+  const int64_t places = 2ll * args.rows * variant.head_dim / 8;
+  const auto most_blocks = static_cast<int32_t>(kMergeBytes / (places * (32 + 8)));
   const int32_t alone = min_i32(device.num_sms, most_blocks);
   const int32_t most = min_i32(device.num_sms * per_sm, most_blocks);
   const int32_t columns = params.num_kv_heads * args.row_tiles;
   args.team_blocks = min_i32(columns, alone);
   args.teams_alone = alone / args.team_blocks;
-  args.teams = most / args.team_blocks;
+  // Parts of many rows cost more to merge than a second block brings.
+  args.teams = wide ? args.teams_alone : most / args.team_blocks;
   if (args.team_blocks < columns) args.teams = args.teams_alone = 1;
   const int32_t tiles = max_tiles(params, decode::kSlabKeys, rows / args.group_size + 2);
   const int64_t rounds =
-      static_cast<int64_t>(params.batch.batch_size) * ceil_div(tiles, decode::kWarps);
+      static_cast<int64_t>(params.batch.batch_size) * ceil_div(tiles, decode::kKeyWarps);
   if (rounds <= static_cast<int64_t>(args.teams_alone) * decode::kRoundsAlone)
     args.teams = args.teams_alone;
   args.part_o = static_cast<float4*>(device.merge_places);
-  args.part_state = reinterpret_cast<float2*>(args.part_o + places * args.teams * args.team_blocks);
+  args.part_state = reinterpret_cast<float2*>(args.part_o + 2 * places * args.teams * args.team_blocks);
 }
 
 Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
@@ -171,11 +180,11 @@ Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
   const int64_t shortest = batch.cu_seqlens_q != nullptr ? group_size : longest;
   if (family == nullptr || batch.batch_size <= 0 || longest <= 0) return plan;
 
-  const decode::DecodeVariant* decode_variant = find_decode(params);
-  const int32_t few_rows = decode_rows(params, device, decode_variant);
+  const decode::DecodeFamily* decode_family = find_decode(params);
+  const int32_t few_rows = decode_rows(params, device, decode_family);
   if (shortest <= few_rows) {
     const auto rows = static_cast<int32_t>(longest < few_rows ? longest : few_rows);
-    plan_decode(plan, params, device, *decode_variant, few_rows, rows);
+    plan_decode(plan, params, device, *decode_family, few_rows, rows);
   }
   for (int route = 0; route < kNumRoutes; ++route) {
     const int32_t min_rows = max_i32(few_rows, route == 0 ? 0 : kRouteMaxRows[route - 1]);
@@ -249,6 +258,12 @@ bool heads_divide(const AttentionParams& params) {
 }
 
 }  // namespace
+
+bool has_copy_engine() {
+  return with_head_dim(1, [](auto head_dim) {
+    return decode::decode_family<__half, decltype(head_dim)::value>().has_copy_engine();
+  });
+}
 
 size_t attention_workspace(const AttentionParams& params, const DeviceTraits& device) {
   if (!heads_divide(params)) return 0;

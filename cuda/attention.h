@@ -21,9 +21,14 @@ struct DeviceTraits {
   // kMergeBytes of 0xff, between launches, through which decode's blocks hand each other their
   // parts; or null: decode/ is not used.
   void* merge_places;
+  bool copy_engine;  // has_copy_engine() said so
 };
 constexpr int kNumCounters = 32;
 constexpr size_t kMergeBytes = 16 << 20;
+
+// Whether the kernels that the current device runs use its copy engine (sm_90 and later, and code that
+// was compiled for them).
+bool has_copy_engine();
 
 // Bytes of scratch that attention() needs for these parameters; may be 0.
 size_t attention_workspace(const AttentionParams& params, const DeviceTraits& device);

@@ -9,20 +9,22 @@
 
 namespace flash_gqa::cuda::decode {
 
-// The 16 rows of one pair that a block works on: rows first_row .. first_row + rows - 1.
+// The rows of one pair that a block works on: rows first_row .. first_row + rows - 1.
 struct RowTile {
   int32_t kv_head;
   int32_t first_row;
   int32_t rows;
 };
 
-// The queries of a row tile, as operand A of every product with its keys, in registers: shared memory
-// is the keys'. Columns that do not exist are zeros; rows that do not exist repeat the last.
+// The queries of a row tile. With the copy engine they come through shared memory, a chunk by each
+// thread, and stay there, or in the registers of their warps as operand A of every product with its
+// keys; without it, shared memory is the keys' alone. Columns that do not exist are zeros; rows that
+// do not exist repeat the last.
 template <class T>
 struct Queries {
   using Element = typename T::Element;
   static constexpr int kChunks = T::kHeadDim / 8;  // of 16 bytes in a row
-  static constexpr int kCopies = (kRowsPerTile * kChunks + kThreads - 1) / kThreads;
+  static constexpr int kCopies = (T::kRows * kChunks + T::kThreads - 1) / T::kThreads;
 
   uint32_t a[1][T::kHeadDim / 16][4];
   const Element* from[kCopies];
@@ -32,23 +34,24 @@ struct Queries {
   // Where this thread's chunks are.
   __device__ void find(const DecodeArgs& args, const Pair& pair, const RowTile& tile) {
     if constexpr (T::kTma) {
+      const int thread = ptx::fresh_thread_index();
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int at = threadIdx.x + i * kThreads;
+        const int at = thread + i * T::kThreads;
         const int chunk = at % kChunks;
         from[i] = row(args, pair, tile, at / kChunks) + chunk * 8;
-        if (chunk * 8 >= args.params.head_dim || at >= kRowsPerTile * kChunks) from[i] = nullptr;
+        if (chunk * 8 >= args.params.head_dim) from[i] = nullptr;
       }
     }
   }
-  // Through shared memory, a chunk by each thread; or at once.
   __device__ void ask(SharedStorage<T>& shared, const DecodeArgs& args, const Pair& pair,
                       const RowTile& tile) {
     if constexpr (T::kTma) {
+      const int thread = ptx::fresh_thread_index();
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
-        const int at = threadIdx.x + i * kThreads;
-        if (at < kRowsPerTile * kChunks)
+        const int at = thread + i * T::kThreads;
+        if (at < T::kRows * kChunks)
           ptx::cp_async_16(shared.queries.address(at / kChunks, at % kChunks),
                            from[i] != nullptr ? from[i] : args.params.q, from[i] != nullptr);
       }
@@ -69,12 +72,22 @@ struct Queries {
     if constexpr (T::kTma) ptx::cp_async_wait_all();
   }
   __device__ void take(const SharedStorage<T>& shared) {
-    if constexpr (T::kTma) {
-      const int lane = threadIdx.x % 32;
+    if constexpr (T::kTma && T::kQueriesInRegisters) {
+      const int lane = ptx::fresh_thread_index() % 32;
       const uint32_t at = shared.queries.address(lane % 16, lane / 16);
 #pragma unroll
       for (int d = 0; d < T::kHeadDim / 16; ++d)
         ptx::ldmatrix_x4(a[0][d], shared.queries.move(at, 0, 2 * d));
+    }
+  }
+
+  template <class Math, class KTile>
+  __device__ void multiply(const Math& math, float (&s)[Math::kRows][Math::kKeys],
+                           const SharedStorage<T>& shared, const KTile& k) const {
+    if constexpr (T::kQueriesInRegisters) {
+      math.multiply_qk(s, a, k);
+    } else {
+      math.template multiply_qk<2>(s, shared.queries, k);
     }
   }
 
@@ -90,20 +103,25 @@ struct Queries {
   }
 };
 
-// Where a warp leaves its part of a 16-row tile: in the place of one slab, which has the same size.
+// Where a warp leaves its part of 16 rows: in the place of one slab, which is as large.
 // 32-byte units are permuted by the row, so that neither side meets bank conflicts.
 template <class T>
 __device__ __forceinline__ float* output_at(const Slab<T>& slab, int r, int col) {
-  static_assert(sizeof(Slab<T>) >= kRowsPerTile * T::kHeadDim * sizeof(float));
+  static_assert(sizeof(Slab<T>) >= kWarpRows * T::kHeadDim * sizeof(float));
   constexpr int kPermuted = T::kHeadDim % 64 == 0 ? 8 : 4;
   auto* data = reinterpret_cast<float*>(const_cast<Slab<T>*>(&slab));
   return data + r * T::kHeadDim + (col / 8 ^ r % kPermuted) * 8 + col % 8;
 }
 
+// When the next launch may place its blocks: where memory is the limit, once the last keys have been
+// asked for, so that its first ones follow on them; else at once.
+template <class T>
+constexpr bool kTriggersLate = T::kRowGroups == 1;
+
 template <class T>
 __device__ __forceinline__ Slab<T>* ring_of(SharedStorage<T>& shared, const DecodeArgs& args,
-                                            int warp) {
-  return shared.ring + warp * (T::kTma ? args.stages : T::kStages);
+                                            int key_warp) {
+  return shared.ring + key_warp * (T::kTma ? args.stages : T::kStages);
 }
 
 // A block's share of one pair, up to the point where its warps have left their parts in shared
@@ -112,50 +130,63 @@ __device__ __forceinline__ Slab<T>* ring_of(SharedStorage<T>& shared, const Deco
 // While `guessed`, the launches in front may still be running, and all that was read so far is
 // a guess: it is good enough to know which keys to ask for behind them, since every guess lies within
 // its buffer. While those are on their way, everything is read again. False: the guess was wrong.
-template <class T>
+//
+// prepare() is done while the keys are on their way.
+template <class T, class Prepare>
 __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArgs& args,
                                        uint32_t& parities, const Pair& pair, const RowTile& rows,
                                        int32_t first, int32_t last, int32_t stride, bool guessed,
-                                       const Lengths& guess) {
+                                       const Prepare& prepare) {
   using Math = typename T::Math;
   using Ring = std::conditional_t<T::kTma, TmaRing<T>, AsyncRing<T>>;
-  const int warp = threadIdx.x / 32;
+  const int warp = threadIdx.x / 32 % kKeyWarps;
   const AttentionParams& params = args.params;
-  KvSource source(params.kv, pair.sequence, params.num_kv_heads, rows.kv_head, params.head_dim,
-                  guessed ? &shared.ignored_page_fault : params.fault);
   const TileRange tiles(pair.visible, kSlabKeys);
   const int32_t num_slabs = min_i32(last, tiles.count());  // a pair that sees no key has none
   const int stages = T::kTma ? args.stages : T::kStages;
   Slab<T>* const slabs = ring_of(shared, args, warp);
-  Ring ring(shared, args, warp, parities, pair.sequence, rows.kv_head,
-            SlabWalk(params, source, tiles, pair.visible, first + warp, num_slabs, stride));
+  Ring ring(
+      shared, args, parities, pair, rows.kv_head,
+      SlabWalk(params, shared.progress.division.pair, tiles, first + warp, num_slabs, stride));
   Queries<T> queries;
   queries.find(args, pair, rows);
+  SlabWalk::FirstPages pages =
+      ring.read_pages(pair.sequence, guessed ? &shared.ignored_page_fault : params.fault);
+  ring.start_with(pages);
   if (guessed) {
+    if (kTriggersLate<T>) {
+      if (num_slabs <= ring.begin + stages * stride) allow_dependents();
+      ring.prefetch();
+    }
     wait_for_prerequisites();
-    source.fault = params.fault;
-    const Lengths lengths(args, Division::first_sequence(args));
-    const SlabWalk::FirstPages pages = ring.read_pages();
+    // Before the keys: behind them, the answers would come last.
+    const Lengths lengths = Division::first_lengths(args);
+    const SlabWalk::FirstPages pages_again =
+        ring.read_pages(pair.sequence, &shared.ignored_page_fault);
     queries.ask(shared, args, pair, rows);
     ring.ask_first();
-    const bool right = lengths == guess && ring.found(pages);
+    const bool right =
+        pages_again == pages && (threadIdx.x >= 32 || Division::holds(args, shared.seen, lengths));
     queries.arrived();
-    // One verdict for the block: warps read at different times, and may have guessed differently.
+    // One verdict for the block.
     if (!__syncthreads_and(right)) {
       ring.give_up();
       return false;
     }
+    if (pages.now < 0 || pages.next < 0) set_fault(params.fault, kFaultPageId);
     if (threadIdx.x == 0 && shared.ignored_fault != 0)
       set_fault(params.fault, static_cast<Fault>(shared.ignored_fault));
   } else {
     queries.ask(shared, args, pair, rows);
     ring.ask_first();
     queries.arrived();
-    if (T::kTma) __syncthreads();
+    __syncthreads();
   }
+  prepare();
+  if (kTriggersLate<T> && ring.next >= ring.end) allow_dependents();
   queries.take(shared);
   const KeyRange common = pair.mask.common(0, pair.sequence.q_len - 1);
-  const Math math(threadIdx.x % 32);
+  const Math math(threadIdx.x % 32 + threadIdx.x / (32 * kKeyWarps) * 32);
   SoftmaxState state[Math::kRows];
   float o[Math::kRows][Math::kCols] = {};
   int stage = 0;
@@ -164,24 +195,25 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     ring.wait(stage);
     const Slab<T>& slab = slabs[stage];
     const int32_t first_key = tiles.key(i);
-    const uint32_t bad = source.paged() ? shared.bad[warp][stage] : 0;
+    const uint32_t bad = ring.paged() ? shared.bad[warp][stage] : 0;
     const bool at_edge = !tile_is_full(common, first_key, kSlabKeys);
     if (at_edge | (bad != 0)) [[unlikely]]
       ring.clean(stage, first_key);
     float s[Math::kRows][Math::kKeys] = {};
-    math.multiply_qk(s, queries.a, slab.k);
+    queries.multiply(math, s, shared, slab.k);
     const float scale = make_logits<Math>(s, params.sm_scale, params.soft_cap);
     if (at_edge) [[unlikely]]
       mask_rows<kSlabKeys>(s, math, first_key, [&](int32_t r) {
-        return pair.mask.row(args.token_of(rows.first_row + min_i32(r, rows.rows - 1)));
+        return shared.progress.division.pair.mask.row(args.token_of(rows.first_row + min_i32(r, rows.rows - 1)));
       });
     if (bad != 0) [[unlikely]]
       mask_keys(s, math, bad);
     update_softmax<Math>(s, scale, state, o);
     typename Math::Scratch scratch;
     math.multiply_pv(o, s, slab.v, scratch);
-    __syncwarp();
+    ring.release();
     ring.ask(stage);
+    if (kTriggersLate<T> && ring.next >= ring.end) allow_dependents();
     if (++stage == stages) stage = 0;
   }
   reduce_sums<Math>(state);
@@ -194,7 +226,8 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
 #pragma unroll
     for (int j = 0; j < Math::kCols; j += 2)
       *reinterpret_cast<float2*>(
-          output_at(slabs[0], r, math.first_col() + Math::col_step(j))) =
+          output_at(slabs[r / kWarpRows], r % kWarpRows,
+                                           math.first_col() + Math::col_step(j))) =
           make_float2(o[i][j], o[i][j + 1]);
     if (math.leads_row()) shared.state[warp][r] = state[i];
   }
@@ -207,26 +240,29 @@ template <class T>
 __device__ __forceinline__ void merge_warps(SharedStorage<T>& shared, const DecodeArgs& args,
                                             const SharedPair& pair) {
   constexpr int kQuads = T::kHeadDim / kQuad;
-  const int32_t r = static_cast<int32_t>(threadIdx.x) >> pair.log_row_threads;
+  const int thread = ptx::fresh_thread_index();
+  const int32_t r = thread >> pair.log_row_threads;
   if (r >= pair.out.rows) return;
   SoftmaxState state;
   float max = minus_infinity();
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) max = fmaxf(max, shared.state[warp][r].max);
+  for (int warp = 0; warp < kKeyWarps; ++warp) max = fmaxf(max, shared.state[warp][r].max);
   state.raise_max(max);
-  float factors[kWarps];
+  float factors[kKeyWarps];
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp)
+  for (int warp = 0; warp < kKeyWarps; ++warp)
     factors[warp] = state.add(shared.state[warp][r]);
   const int32_t step = 1 << pair.log_row_threads;
 #pragma unroll 1
-  for (int32_t quad = threadIdx.x & (step - 1); quad < kQuads; quad += step) {
+  for (int32_t quad = thread & (step - 1); quad < kQuads; quad += step) {
     const int32_t col = quad * kQuad;
     if (col >= args.params.head_dim) break;
     float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
-    for (int warp = 0; warp < kWarps; ++warp)
-      add_scaled(o, *reinterpret_cast<const float4*>(output_at(*ring_of(shared, args, warp), r, col)),
+    for (int warp = 0; warp < kKeyWarps; ++warp)
+      add_scaled(o,
+                 *reinterpret_cast<const float4*>(
+                     output_at(ring_of(shared, args, warp)[r / kWarpRows], r % kWarpRows, col)),
                  factors[warp]);
     if (pair.parts == 1) {
       pair.out.template store<typename T::Element>(args, r, col, state, o);
@@ -239,7 +275,7 @@ __device__ __forceinline__ void merge_warps(SharedStorage<T>& shared, const Deco
 // Parameters come from memory too: each launch has its own copy, which nothing has read yet. They are
 // fetched while the launch before is still running; `sink` makes the compiler believe in it.
 __device__ __forceinline__ void touch_parameters(const DecodeArgs& args, uint32_t& sink) {
-  constexpr int kWords = sizeof(DecodeArgs) / 4;
+  constexpr int kWords = offsetof(DecodeArgs, maps) / 4;  // these are fetched by the copy engine
   const auto* words = reinterpret_cast<const uint32_t*>(&args);
   uint32_t all = words[kWords - 1];
 #pragma unroll
@@ -247,16 +283,15 @@ __device__ __forceinline__ void touch_parameters(const DecodeArgs& args, uint32_
   if (threadIdx.x == 0) *static_cast<volatile uint32_t*>(&sink) = all;
 }
 
-// What each warp needs before it begins; barriers are its own, and no other warp's.
+// What a warp that asks for slabs needs first; the others wait for them behind the block's first
+// barrier.
 template <class T>
 __device__ __forceinline__ void init_shared(SharedStorage<T>& shared) {
   if (threadIdx.x == 0) shared.ignored_fault = 0;
   if constexpr (T::kTma) {
     const int lane = threadIdx.x % 32;
-    if (lane < kMaxStages) {
+    if (threadIdx.x < 32 * kKeyWarps && lane < kMaxStages)
       barrier_init(shared.full[threadIdx.x / 32][lane], 1);
-      shared.bad[threadIdx.x / 32][lane] = 0;
-    }
     barrier_init_fence();
   }
   __syncwarp();  // lanes of the first warp report faults
@@ -271,7 +306,7 @@ __device__ __forceinline__ void free_ring() {
 
 template <class T>
 __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
-  allow_dependents();
+  if (!kTriggersLate<T>) allow_dependents();
   touch_parameters(args, shared.bad[0][0]);
   init_shared(shared);
   if (T::kTma && threadIdx.x == 0) {
@@ -283,84 +318,93 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   const auto team = static_cast<int32_t>(blockIdx.y);
   const int32_t batch = args.params.batch.batch_size;
   // Lengths are read, and all that follows from them is worked out, while the launch before is still
-  // running. Large batches take longer than it pays.
-  bool guessed = batch <= 32;
+  // running.
+  bool guessed = batch <= kMostGuessed;
   if (!guessed) wait_for_prerequisites();
-  Lengths guess(args, Division::first_sequence(args));
-  int num_pending = 0;
+  int32_t num_pending = 0;
   for (auto x = static_cast<int32_t>(blockIdx.x); x < args.params.num_kv_heads * args.row_tiles;) {
-    Division division(args, team, guess, guessed ? &shared.ignored_fault : args.params.fault);
-    int32_t left = division.units_per_team;
-    int32_t& b = division.b;
-    int32_t& unit = division.unit;
-    int64_t& b_first = division.b_first;
-    Pair& pair = division.pair;
-    bool held = true;
-    if (guessed && b >= batch) {  // as attend() does, for a warp that sees nothing to do
-      wait_for_prerequisites();
-      held = __syncthreads_and(false);
+    if (threadIdx.x < 32) {
+      const Division found(args, team, guessed ? shared.seen : nullptr,
+                           guessed ? &shared.ignored_fault : args.params.fault);
+      if (threadIdx.x == 0) shared.division = found;
     }
-    while (held && left > 0 && b < batch) {
+    __syncthreads();
+    Division division = shared.division;
+    int32_t left = division.units_per_team;
+    bool held = true;
+    if (guessed && division.b >= batch) {  // nothing to do that would show whether that is right
+      wait_for_prerequisites();
+      held = false;
+    }
+    while (held && left > 0 && division.b < batch) {
+      const Pair& pair = division.pair;
       const int32_t units = division.units(pair.rounds());
-      if (unit >= units) {
-        unit -= units;
-        b_first += units;
-        if (++b < batch) pair = Pair(args, b, args.params.fault);
+      if (division.unit >= units) {
+        division.unit -= units;
+        division.b_first += units;
+        if (++division.b < batch) division.pair = Pair(args, division.b, args.params.fault);
         continue;
       }
-      const int32_t taken = min_i32(left, units - unit);
+      const int32_t first_unit = division.unit;
+      const int32_t taken = min_i32(left, units - first_unit);
       const int32_t kv_head = args.row_tiles == 1 ? x : x / args.row_tiles;
-      const int32_t first_row = (x - kv_head * args.row_tiles) * kRowsPerTile;
-      const RowTile rows{kv_head, first_row, min_i32(kRowsPerTile, pair.rows - first_row)};
+      const int32_t first_row = (x - kv_head * args.row_tiles) * T::kRows;
+      const RowTile rows{kv_head, first_row, min_i32(T::kRows, pair.rows - first_row)};
       // Where the sequence begins and ends, counted from this team's first unit.
       const int32_t per_team = division.units_per_team;
-      const auto begins = static_cast<int32_t>(b_first - static_cast<int64_t>(team) * per_team);
+      const auto begins =
+          static_cast<int32_t>(division.b_first - static_cast<int64_t>(team) * per_team);
       const bool one = per_team == 1;
       const int32_t before = begins >= 0 ? 0 : one ? -begins : (-begins + per_team - 1) / per_team;
       const int32_t behind = one ? begins + units - 1 : (begins + units - 1) / per_team;
-      SharedPair& shared_pair = shared.pairs[num_pending];
-      if (threadIdx.x == 0)
-        shared_pair =
-            SharedPair(args, {pair.sequence.q_start, kv_head, first_row, max_i32(0, rows.rows)}, x,
-                       T::kHeadDim / kQuad, team - before, before + behind + 1, before);
-
+      division.unit += taken;
+      if (threadIdx.x == T::kThreads - 32)
+        shared.progress = {division, left - taken, x, num_pending, before + behind > 0};
       // A whole share of one sequence is every units-th round of it, so that all blocks move through
       // memory together.
-      const int32_t first = unit * division.rounds_per_unit * kWarps;
-      const int32_t last = (unit + taken) * division.rounds_per_unit * kWarps;
-      held = attend<T>(shared, args, parities, pair, rows, one ? unit * kWarps : first,
-                       one ? pair.slabs : last, one ? units * kWarps : kWarps,
-                       guessed, guess);
+      const int32_t first = first_unit * division.rounds_per_unit * kKeyWarps;
+      const int32_t last = (first_unit + taken) * division.rounds_per_unit * kKeyWarps;
+      held = attend<T>(shared, args, parities, pair, rows, one ? first_unit * kKeyWarps : first,
+                       one ? pair.slabs : last, one ? units * kKeyWarps : kKeyWarps, guessed,
+                       [&] {
+                         if (threadIdx.x != T::kThreads - 32) return;
+                         shared.pairs[num_pending] = SharedPair(
+                             args, {pair.sequence.q_start, kv_head, first_row, max_i32(0, rows.rows)},
+                             x, T::kHeadDim / kOctet, T::kThreads, team - before,
+                             before + behind + 1, before);
+                       });
       guessed = false;
+      const Progress& progress = shared.progress;
+      x = progress.x;
+      num_pending = progress.num_pending;
       if (!held) break;
       __syncthreads();
-      merge_warps<T>(shared, args, shared_pair);
-      if (before + behind > 0) ++num_pending;
-      unit += taken;
-      left -= taken;
+      merge_warps<T>(shared, args, shared.pairs[num_pending]);
+      division = progress.division;
+      left = progress.left;
+      num_pending += progress.crosses;
       if (left > 0) free_ring<T>();
     }
-    if (held) {
-      x += args.team_blocks;
-    } else {
-      guess = Lengths(args, Division::first_sequence(args));
-    }
     guessed = false;
+    if (held) x += args.team_blocks;
     free_ring<T>();
   }
   for (int i = 0; i < num_pending; ++i) shared.pairs[i].template finish<T>(args);
 }
 
-template <class Element, int kHeadDim>
-__global__ void __launch_bounds__(kThreads, Traits<Element, kHeadDim, false>::kBlocksPerSm)
+template <class Element, int kHeadDim, int kGroups>
+__global__ void __launch_bounds__(Traits<Element, kHeadDim, kGroups, true>::kThreads,
+                                  Traits<Element, kHeadDim, kGroups, true>::kBlocksPerSm +
+                                      Traits<Element, kHeadDim, kGroups, true>::kLeavesRoom)
     attention_decode_kernel(const __grid_constant__ DecodeArgs args) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   constexpr bool kTma = true;
 #else
   constexpr bool kTma = false;
 #endif
-  extern __shared__ __align__(128) unsigned char smem[];
-  decode(*reinterpret_cast<SharedStorage<Traits<Element, kHeadDim, kTma>>*>(smem), args);
+  extern __shared__ __align__(1024) unsigned char smem[];
+  if constexpr (kGroups == 1 || kTma)  // else it is never launched
+    decode(*reinterpret_cast<SharedStorage<Traits<Element, kHeadDim, kGroups, kTma>>*>(smem), args);
 }
 
 }  // namespace flash_gqa::cuda::decode

@@ -2,7 +2,7 @@
 // lengths on the device, so that a captured graph never goes stale and no plan has to be made.
 //
 //   slab   kSlabKeys keys of one sequence and one KV head, the unit a warp works on
-//   round  kWarps slabs, one for each warp of a block
+//   round  kKeyWarps slabs, one for each warp of a block
 //   unit   rounds_per_unit rounds; the last unit of a sequence may be shorter
 //   team   blocks that work on the same keys side by side, one for each head, and for each 16 rows of
 //          it: in memory their keys are neighbours, or the same
@@ -62,7 +62,7 @@ struct Pair {
   __device__ Pair(const DecodeArgs& args, int32_t b, int32_t* fault)
       : Pair(args, b, Lengths(args, b), fault) {}
 
-  __device__ int32_t rounds() const { return (slabs + kWarps - 1) / kWarps; }
+  __device__ int32_t rounds() const { return (slabs + kKeyWarps - 1) / kKeyWarps; }
 
   // The pair of another lane.
   __device__ Pair from_lane(int lane) const {
@@ -91,15 +91,11 @@ struct Division {
     return rounds_per_unit == 1 ? rounds : (rounds + rounds_per_unit - 1) / rounds_per_unit;
   }
 
-  // The first sequence of this lane.
-  __device__ static int32_t first_sequence(const DecodeArgs& args) {
-    return lane_sequence(args, 0);
-  }
-
-  // Every warp comes to the same result on its own: no barrier. Lane i looks at sequence i, whose
-  // lengths it was given.
-  __device__ Division(const DecodeArgs& args, int32_t team, const Lengths& lengths, int32_t* fault)
-      : b(0), unit(team), b_first(0), pair(args, first_sequence(args), lengths, fault) {
+  // One warp comes to it for its block; lane i looks at sequences i, i + 32, ... `seen`, if any, has
+  // room for the lengths of all sequences, and takes them: what follows from them is then the same
+  // however often they are looked at.
+  __device__ Division(const DecodeArgs& args, int32_t team, Lengths* seen, int32_t* fault)
+      : b(0), unit(team), b_first(0), pair(look(args, 0, seen, true, fault)) {
     const int32_t batch = args.params.batch.batch_size;
     if (batch == 1) {
       const int32_t rounds = pair.rounds();
@@ -109,16 +105,39 @@ struct Division {
       if (team * rounds_per_unit >= rounds) b = 1;
       return;
     }
-    locate(args, team, fault);
+    locate(args, team, seen, fault);
+  }
+
+  // Whether all lengths still are what was seen; `first` are those of this lane's first sequence.
+  __device__ static Lengths first_lengths(const DecodeArgs& args) {
+    return {args, lane_sequence(args, 0)};
+  }
+  __device__ static bool holds(const DecodeArgs& args, const Lengths* seen, const Lengths& first) {
+    bool same = first == seen[lane_sequence(args, 0)];
+#pragma unroll 1
+    for (int32_t at = 32; at < args.params.batch.batch_size; at += 32) {
+      const int32_t i = lane_sequence(args, at);
+      same &= Lengths(args, i) == seen[i];
+    }
+    return same;
   }
 
  private:
   __device__ static int32_t lane_sequence(const DecodeArgs& args, int32_t at) {
     return min_i32(at + static_cast<int32_t>(threadIdx.x) % 32, args.params.batch.batch_size - 1);
   }
+  __device__ static Pair look(const DecodeArgs& args, int32_t at, Lengths* seen, bool first_time,
+                              int32_t* fault) {
+    const int32_t i = lane_sequence(args, at);
+    const Lengths lengths = seen != nullptr && !first_time ? seen[i] : Lengths(args, i);
+    // By its own lane alone: what another one reads meanwhile may be something else.
+    const int lane = threadIdx.x % 32;
+    if (seen != nullptr && first_time && i == at + lane) seen[i] = lengths;
+    return Pair(args, i, lengths, fault);
+  }
 
   // One loop for both passes, because code that runs once costs more to fetch than to execute.
-  __device__ void locate(const DecodeArgs& args, int32_t team, int32_t* fault) {
+  __device__ void locate(const DecodeArgs& args, int32_t team, Lengths* seen, int32_t* fault) {
     const int32_t batch = args.params.batch.batch_size;
     const int32_t lane = threadIdx.x % 32;
     int64_t total = 0;
@@ -164,7 +183,7 @@ struct Division {
         if (team >= teams) return;
         if (batch <= 32) continue;
       }
-      pair = Pair(args, lane_sequence(args, at), fault);
+      pair = look(args, at, seen, !counted, fault);
     }
   }
 

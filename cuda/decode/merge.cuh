@@ -7,7 +7,10 @@
 
 namespace flash_gqa::cuda::decode {
 
-constexpr int kQuad = 4;  // columns that a thread merges at a time
+// Columns that a thread merges at a time, of a block's own parts and of other blocks': of these, 8 are
+// a sector of memory.
+constexpr int kQuad = 4;
+constexpr int kOctet = 8;
 
 // The row tile of a block on its way out.
 struct OutputRows {
@@ -18,7 +21,13 @@ struct OutputRows {
 
   template <class Element>
   __device__ void store(const DecodeArgs& args, int32_t r, int32_t col, SoftmaxState state,
-                        float4 o) const {
+                        const float4& o) const {
+    store<Element, 1>(args, r, col, state, {o});
+  }
+  // Of kQuads times 4 columns.
+  template <class Element, int kQuads>
+  __device__ void store(const DecodeArgs& args, int32_t r, int32_t col, SoftmaxState state,
+                        const float4 (&o)[kQuads]) const {
     const AttentionParams& params = args.params;
     const int32_t token = args.token_of(first_row + r);
     const int32_t head = kv_head * args.group_size + first_row + r - token * args.group_size;
@@ -26,9 +35,12 @@ struct OutputRows {
     float scale = 1.0f;
     if (params.sink_logits != nullptr) scale = state.add_sink(params.sink_logits[head]);
     scale *= state.inverse_sum();
-    *reinterpret_cast<uint2*>(static_cast<Element*>(params.o) + row * params.head_dim + col) =
-        make_uint2(ptx::pack<Element>(o.x * scale, o.y * scale),
-                   ptx::pack<Element>(o.z * scale, o.w * scale));
+    auto* const to = reinterpret_cast<uint2*>(static_cast<Element*>(params.o) +
+                                              row * params.head_dim + col);
+#pragma unroll
+    for (int i = 0; i < kQuads; ++i)
+      to[i] = make_uint2(ptx::pack<Element>(o[i].x * scale, o[i].y * scale),
+                         ptx::pack<Element>(o[i].z * scale, o[i].w * scale));
     if (col == 0 && params.lse != nullptr) params.lse[row] = state.lse();
   }
 };
@@ -90,12 +102,12 @@ __device__ __forceinline__ void store_place(float2* place, float2 x) {
 struct SharedPair {
   OutputRows out;
   int32_t parts;
-  int32_t at;      // this block's own place for the first four columns of the first row
+  int32_t at;      // this block's own place for the first 8 columns of the first row
   int32_t first;   // that of the first part; a block can hold the last part of one pair and the
                    // first of another, so that it has two
   int32_t second;  // that of the second part, and
   int32_t step;    // the distance from there to the third, and so on
-  int32_t begin;   // this block's share of the tasks, each four columns of one row, to be finished
+  int32_t begin;   // this block's share of the tasks, each 8 columns of one row, to be finished
   int32_t end;     // by it
   // As many as make work for the whole block:
   int32_t log_lanes;        // threads that share a task of finish()
@@ -103,48 +115,49 @@ struct SharedPair {
 
   // The parts belong to teams first_team, first_team + 1, ...; this block, the x-th of its team, has
   // part `mine`.
-  __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t x, int32_t quads,
-                        int32_t first_team, int32_t num_parts, int32_t mine)
-      : out(rows), parts(num_parts), log_lanes(0), log_row_threads(7) {
-    const int32_t row_places = args.rows * quads;
+  __device__ SharedPair(const DecodeArgs& args, const OutputRows& rows, int32_t x, int32_t octets,
+                        int32_t threads, int32_t first_team, int32_t num_parts, int32_t mine)
+      : out(rows), parts(num_parts), log_lanes(0), log_row_threads(8) {
+    const int32_t row_places = args.rows * octets;
     const int32_t block = first_team * args.team_blocks + x;
     step = 2 * args.team_blocks * row_places;
     first = (2 * block + 1) * row_places;
     second = 2 * block * row_places + step;
     at = mine == 0 ? first : second + (mine - 1) * step;
-    const int32_t tasks = rows.rows * quads;
+    const int32_t tasks = rows.rows * octets;
     const int32_t share = (tasks + parts - 1) / parts;
     begin = share * mine;
     end = min_i32(tasks, begin + share);
-    while (log_lanes < 5 && (1 << log_lanes) < parts && (2 << log_lanes) * share <= kThreads)
+    while (log_lanes < 5 && (1 << log_lanes) < parts && (2 << log_lanes) * share <= threads)
       ++log_lanes;
-    while (rows.rows << log_row_threads > kThreads) --log_row_threads;
+    while (rows.rows << log_row_threads > threads) --log_row_threads;
   }
 
   __device__ int32_t place(int32_t part, int32_t task) const {
     return task + (part == 0 ? first : second + (part - 1) * step);
   }
 
-  __device__ void store_part(const DecodeArgs& args, int32_t task, SoftmaxState state,
+  // Four columns, `quad` counted from the first row on.
+  __device__ void store_part(const DecodeArgs& args, int32_t quad, SoftmaxState state,
                              const float4& o) const {
-    store_place(args.part_o + at + task, o);
-    store_place(args.part_state + at + task, make_float2(state.max, state.sum));
+    store_place(args.part_o + 2 * at + quad, o);
+    if (quad % 2 == 0) store_place(args.part_state + at + quad / 2, make_float2(state.max, state.sum));
   }
 
   // Finishes this block's share of the rows, once the other blocks, all of which are resident, have
   // stored their parts.
   template <class T>
   __device__ void finish(const DecodeArgs& args) const {
-    constexpr int kQuads = T::kHeadDim / kQuad;
+    constexpr int kOctets = T::kHeadDim / kOctet;
     const int32_t lanes = 1 << log_lanes;
     const int32_t lane = threadIdx.x & (lanes - 1);
 #pragma unroll 1
-    for (int32_t base = begin; base < end; base += kThreads >> log_lanes) {
+    for (int32_t base = begin; base < end; base += T::kThreads >> log_lanes) {
       const int32_t task = base + (static_cast<int32_t>(threadIdx.x) >> log_lanes);
-      const int32_t col = task % kQuads * kQuad;
+      const int32_t col = task % kOctets * kOctet;
       const bool valid = task < end && col < args.params.head_dim;
       SoftmaxState state;
-      float4 o = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      float4 o[2] = {};
       if (parts <= lanes) {
         if (valid && lane < parts) take_parts<1>(args, lane, lanes, task, state, o);
       } else {
@@ -158,16 +171,20 @@ struct SharedPair {
         state.max = fmaxf(state.max, __shfl_xor_sync(0xffffffffu, state.max, by));
       const float factor = exp2f(own.max - state.reference());
       state.sum *= factor;
-      scale(o, factor);
+#pragma unroll
+      for (float4& x : o) scale(x, factor);
 #pragma unroll 1
       for (int32_t by = 1; by < lanes; by *= 2) {
         state.sum += __shfl_xor_sync(0xffffffffu, state.sum, by);
-        o.x += __shfl_xor_sync(0xffffffffu, o.x, by);
-        o.y += __shfl_xor_sync(0xffffffffu, o.y, by);
-        o.z += __shfl_xor_sync(0xffffffffu, o.z, by);
-        o.w += __shfl_xor_sync(0xffffffffu, o.w, by);
+#pragma unroll
+        for (float4& x : o) {
+          x.x += __shfl_xor_sync(0xffffffffu, x.x, by);
+          x.y += __shfl_xor_sync(0xffffffffu, x.y, by);
+          x.z += __shfl_xor_sync(0xffffffffu, x.z, by);
+          x.w += __shfl_xor_sync(0xffffffffu, x.w, by);
+        }
       }
-      if (valid && lane == 0) out.store<typename T::Element>(args, task / kQuads, col, state, o);
+      if (valid && lane == 0) out.store<typename T::Element>(args, task / kOctets, col, state, o);
     }
   }
 
@@ -178,37 +195,46 @@ struct SharedPair {
   // Parts `part`, `part` + lanes, ...: kCount of them.
   template <int kCount>
   __device__ __forceinline__ void take_parts(const DecodeArgs& args, int32_t part, int32_t lanes,
-                                             int32_t task, SoftmaxState& state, float4& o) const {
+                                             int32_t task, SoftmaxState& state,
+                                             float4 (&o)[2]) const {
     float2 s[kCount];
-    float4 x[kCount];
+    float4 x[kCount][2];
     bool missing;
     do {
       missing = false;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         s[i] = make_float2(minus_infinity(), 0.0f);
-        x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        x[i][0] = x[i][1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (part + i * lanes >= parts) continue;
         const int32_t at = place(part + i * lanes, task);
         s[i] = load_place(args.part_state + at);
-        x[i] = load_place(args.part_o + at);
-        missing |= is_empty(s[i].x) || is_empty(s[i].y) || is_empty(x[i].x) || is_empty(x[i].y) ||
-                   is_empty(x[i].z) || is_empty(x[i].w);
+        x[i][0] = load_place(args.part_o + 2 * at);
+        x[i][1] = load_place(args.part_o + 2 * at + 1);
+        missing |= is_empty(s[i].x) || is_empty(s[i].y);
+#pragma unroll
+        for (const float4& y : x[i])
+          missing |= is_empty(y.x) || is_empty(y.y) || is_empty(y.z) || is_empty(y.w);
       }
     } while (missing);
 
     float max = minus_infinity();
 #pragma unroll
     for (int i = 0; i < kCount; ++i) max = fmaxf(max, s[i].x);
-    scale(o, state.raise_max(max));
+    const float factor = state.raise_max(max);
+    scale(o[0], factor);
+    scale(o[1], factor);
     const float empty = __uint_as_float(kEmpty);
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      add_scaled(o, x[i], state.add(SoftmaxState{s[i].x, s[i].y}));
+      const float of_part = state.add(SoftmaxState{s[i].x, s[i].y});
+      add_scaled(o[0], x[i][0], of_part);
+      add_scaled(o[1], x[i][1], of_part);
       if (part + i * lanes >= parts) continue;
       const int32_t at = place(part + i * lanes, task);
       store_place(args.part_state + at, make_float2(empty, empty));
-      store_place(args.part_o + at, make_float4(empty, empty, empty, empty));
+      store_place(args.part_o + 2 * at, make_float4(empty, empty, empty, empty));
+      store_place(args.part_o + 2 * at + 1, make_float4(empty, empty, empty, empty));
     }
   }
 };

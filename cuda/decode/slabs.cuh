@@ -8,12 +8,13 @@
 
 namespace flash_gqa::cuda::decode {
 
+// Of one warp: slabs begin, begin + stride, ... below end. What the loop over them needs seldom stays in
+// shared memory: its registers are the products'.
 struct SlabWalk {
   const AttentionParams& params;
-  const KvSource& source;
+  const Pair& pair;  // in shared memory, which the block's first barrier makes visible
   const TileRange tiles;
-  const KeyRange visible;
-  const int32_t begin;  // this warp works on slabs begin, begin + stride, ... below end
+  const int32_t begin;
   const int32_t end;
   const int32_t stride;
   int32_t next;            // the next slab to be asked for
@@ -21,34 +22,33 @@ struct SlabWalk {
   int32_t pages_next = 0;  // and of the 32 behind them
   int32_t page_at = 0;
 
-  __device__ SlabWalk(const AttentionParams& p, const KvSource& from, const TileRange& range,
-                      const KeyRange& keys, int32_t first, int32_t last, int32_t slab_stride)
+  __device__ SlabWalk(const AttentionParams& p, const Pair& shared_pair, const TileRange& range,
+                      int32_t first, int32_t last, int32_t slab_stride)
       : params(p),
-        source(from),
+        pair(shared_pair),
         tiles(range),
-        visible(keys),
         begin(first),
         end(last),
         stride(slab_stride),
-        next(first) {
-    const FirstPages first_pages = read_pages();
-    pages_now = first_pages.now;
-    pages_next = first_pages.next;
-  }
+        next(first) {}
+
+  __device__ bool paged() const { return params.kv.page_table != nullptr; }
 
   // Of this lane's slab of the first 32, and of the 32 behind them.
   struct FirstPages {
     int32_t now;
     int32_t next;
+    __device__ bool operator==(const FirstPages& p) const { return now == p.now && next == p.next; }
   };
-  __device__ FirstPages read_pages() const {
-    if (!source.paged()) return {0, 0};
+  __device__ FirstPages read_pages(const Sequence& sequence, int32_t* fault) const {
+    if (!paged()) return {0, 0};
     const int lane = threadIdx.x % 32;
-    return {page_of(begin + lane * stride), page_of(begin + (32 + lane) * stride)};
+    return {page_of(sequence, begin + lane * stride, fault),
+            page_of(sequence, begin + (32 + lane) * stride, fault)};
   }
-  // While no more than the first slabs have been asked for.
-  __device__ bool found(const FirstPages& pages) const {
-    return pages.now == pages_now && pages.next == pages_next;
+  __device__ void start_with(const FirstPages& pages) {
+    pages_now = pages.now;
+    pages_next = pages.next;
   }
   // The page of the next slab; each may be asked for once. A slab lies in one page, because pages of
   // fewer keys are not decode/'s: so an id is read once, and 32 of them at a time.
@@ -58,14 +58,16 @@ struct SlabWalk {
     if (++page_at == 32) {
       page_at = 0;
       pages_now = pages_next;
-      pages_next = page_of(next + (33 + lane) * stride);
+      pages_next = page_of(pair.sequence, next + (33 + lane) * stride, params.fault);
     }
     return page;
   }
 
  private:
-  __device__ int32_t page_of(int32_t slab) const {
-    return slab < end ? source.page_of(tiles.key(slab), FreshRead{}) : 0;
+  __device__ int32_t page_of(const Sequence& sequence, int32_t slab, int32_t* fault) const {
+    if (slab >= end) return 0;
+    const KvSource source(params.kv, sequence, params.num_kv_heads, 0, params.head_dim, fault);
+    return source.page_of(tiles.key(slab), FreshRead{});
   }
 };
 
@@ -83,12 +85,19 @@ struct AsyncRing : SlabWalk {
 
   Slab<T>* const slabs;  // [kStages]
   uint32_t* const bad;   // [kStages]
+  const KvSource source;
+  const KeyRange visible;
   const Element* k_lane;  // this lane's first 16 bytes of the source's first row
   const Element* v_lane;
 
-  __device__ AsyncRing(SharedStorage<T>& shared, const DecodeArgs&, int warp, uint32_t&,
-                       const Sequence&, int32_t, const SlabWalk& walk)
-      : SlabWalk(walk), slabs(shared.ring + warp * kStages), bad(shared.bad[warp]) {
+  __device__ AsyncRing(SharedStorage<T>& shared, const DecodeArgs&, uint32_t&, const Pair& own_pair,
+                       int32_t head, const SlabWalk& walk)
+      : SlabWalk(walk),
+        slabs(shared.ring + threadIdx.x / 32 * kStages),
+        bad(shared.bad[threadIdx.x / 32]),
+        source(params.kv, own_pair.sequence, params.num_kv_heads, head, params.head_dim,
+               params.fault),
+        visible(own_pair.visible) {
     const int lane = threadIdx.x % 32;
     const int32_t row = lane / kRowThreads;
     const int32_t col = lane % kRowThreads * Tile::kChunk;
@@ -178,6 +187,8 @@ struct AsyncRing : SlabWalk {
 
   // Rows that nothing sees are zeros already.
   __device__ void clean(int, int32_t) const {}
+  __device__ void release() const { __syncwarp(); }
+  __device__ void prefetch() const {}
 
   // Returns when the oldest slab asked for, at `stage`, may be read.
   __device__ void wait(int) {

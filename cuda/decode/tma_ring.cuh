@@ -1,5 +1,5 @@
-// A warp's ring of slabs by the copy engine (sm_90 and later): one instruction asks for 64 columns of
-// a slab's keys or values, and a barrier counts the bytes that have come.
+// A ring of slabs filled by the copy engine (sm_90 and later): one instruction asks for a slab's keys or
+// values, and a barrier counts the bytes that have come.
 #pragma once
 
 #include "../tile/tma.cuh"
@@ -7,56 +7,59 @@
 
 namespace flash_gqa::cuda::decode {
 
-// Boxes hold rows that nothing sees, and are left out where the page id is invalid: clean() makes
-// zeros of their values. Columns beyond head_dim arrive as zeros.
+// Shared by the warps of all row groups; that of the first asks for slabs. Boxes hold rows that
+// nothing sees, and are left out where the page id is invalid: clean() makes zeros of their values.
+// Columns beyond head_dim arrive as zeros.
 template <class T>
 struct TmaRing : SlabWalk {
   using Tile = typename T::Tile;
 
-  const KvMaps& maps;
+  const DecodeArgs& args;
   Slab<T>* const slabs;  // [stages]
   Barrier* const full;   // [stages]
   uint32_t* const bad;   // [stages]
   uint32_t& parities;    // bit i: which completion of full[i] comes next
-  const int32_t stages;
   const int32_t kv_start;
   const int32_t kv_head;
+  const bool leads;
 
-  __device__ TmaRing(SharedStorage<T>& shared, const DecodeArgs& args, int warp,
-                     uint32_t& parity_bits, const Sequence& sequence, int32_t head,
-                     const SlabWalk& walk)
+  __device__ TmaRing(SharedStorage<T>& shared, const DecodeArgs& decode_args, uint32_t& parity_bits,
+                     const Pair& own_pair, int32_t head, const SlabWalk& walk)
       : SlabWalk(walk),
-        maps(args.maps),
-        slabs(shared.ring + warp * args.stages),
-        full(shared.full[warp]),
-        bad(shared.bad[warp]),
+        args(decode_args),
+        slabs(shared.ring + key_warp() * args.stages),
+        full(shared.full[key_warp()]),
+        bad(shared.bad[key_warp()]),
         parities(parity_bits),
-        stages(args.stages),
-        kv_start(sequence.kv_start),
-        kv_head(head) {}
+        kv_start(own_pair.sequence.kv_start),
+        kv_head(head),
+        leads(threadIdx.x < 32 * kKeyWarps) {}
+
+  // Lets the L2 fetch the first slab. All writes meet there, so that this may be done before the launches
+  // in front are done: what is read behind them is right in any case.
+  __device__ void prefetch() {
+    if (!leads || begin >= end) return;
+    const Box box(*this, begin, __shfl_sync(0xffffffffu, pages_now, 0));
+    if (box.mine)
+      tma_prefetch_5d(*box.map, box.half * 64, box.row, 0, kv_head, box.page);
+  }
 
   __device__ void ask_first() {
 #pragma unroll 1
-    for (int stage = 0; stage < stages && next < end; ++stage) ask(stage);
+    for (int stage = 0; stage < args.stages && next < end; ++stage) ask(stage);
   }
   __device__ void ask(int stage) {
     if (next < end) {
-      const int lane = threadIdx.x % 32;
-      const int32_t key = tiles.key(next);
-      int32_t row = kv_start + key;
-      int32_t page = 0;
-      if (source.paged()) {
-        page = take_page();
-        row = key & source.page_mask;
-        if (lane == 0) bad[stage] = page < 0 ? 0xffffu : 0;
-      }
-      if (lane == 0) barrier_arrive_expect(full[stage], page < 0 ? 0 : 2 * Tile::kBytes);
-      if (page >= 0 && lane < 2 * Tile::kHalves) {
-        const int half = lane / 2;
-        const bool of_k = lane % 2 == 0;
+      const Box box(*this, next, paged() ? take_page() : 0);
+      if (leads) {
+        if (threadIdx.x % 32 == 0) {
+          bad[stage] = box.page < 0 ? 0xffffu : 0;
+          barrier_arrive_expect(full[stage], box.page < 0 ? 0 : 2 * Tile::kBytes);
+        }
         Slab<T>& slab = slabs[stage];
-        tma_load_4d((of_k ? slab.k : slab.v).data[half], of_k ? maps.k : maps.v, full[stage],
-                    half * 64, row, kv_head, page);
+        if (box.mine)
+          tma_load_5d((box.of_k ? slab.k : slab.v).data[box.half], *box.map, full[stage],
+                      box.half * 64, box.row, 0, kv_head, box.page);
       }
     }
     next += stride;
@@ -72,23 +75,55 @@ struct TmaRing : SlabWalk {
   __device__ void clean(int stage, int32_t first_key) const {
     const int lane = threadIdx.x % 32;
     const int row = lane % kSlabKeys;
-    if (bad[stage] != 0 || !visible.contains(first_key + row)) {
+    if (leads && (bad[stage] != 0 || !pair.visible.contains(first_key + row))) {
       const Tile& v = slabs[stage].v;
 #pragma unroll 1
       for (int chunk = lane / kSlabKeys; chunk < 8 * Tile::kHalves; chunk += 2)
         ptx::store_zeros_16(v.address(row, chunk));
       fence_async_proxy();  // before the copies that come next
     }
-    __syncwarp();
+    release();
+  }
+
+  // Behind it, all warps that share the ring have come this far.
+  __device__ void release() const {
+    if constexpr (T::kRowGroups == 1) {
+      __syncwarp();
+    } else {
+      ptx::named_barrier_sync(1 + key_warp(), 32 * T::kRowGroups);
+    }
   }
 
   // Nothing may be on its way when the ring is given up.
   __device__ void give_up() {
 #pragma unroll 1
-    for (int stage = 0; stage < stages && begin + stage * stride < end; ++stage) wait(stage);
+    for (int stage = 0; stage < args.stages && begin + stage * stride < end; ++stage) wait(stage);
   }
   // Whatever was asked for has been waited for.
   __device__ void drain() {}
+
+ private:
+  __device__ static int key_warp() { return threadIdx.x / 32 % kKeyWarps; }
+
+  // What this lane asks for of one slab, if anything.
+  struct Box {
+    const CUtensorMap* map;
+    int32_t half;
+    int32_t row;
+    int32_t page;
+    bool of_k;
+    bool mine;
+
+    __device__ Box(const TmaRing& ring, int32_t slab, int32_t page_id) : page(page_id) {
+      const int lane = threadIdx.x % 32;
+      const int32_t key = ring.tiles.key(slab);
+      half = lane / 2;
+      of_k = lane % 2 == 0;
+      map = of_k ? &ring.args.maps.k : &ring.args.maps.v;
+      row = ring.paged() ? key & (ring.params.kv.page_size - 1) : ring.kv_start + key;
+      mine = page >= 0 && half < ring.args.boxes;
+    }
+  };
 };
 
 }  // namespace flash_gqa::cuda::decode

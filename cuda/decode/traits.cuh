@@ -5,24 +5,34 @@
 #include "../tile/barrier.cuh"
 #include "../tile/mma.cuh"
 #include "decode_args.h"
+#include "division.cuh"
 #include "merge.cuh"
 
 namespace flash_gqa::cuda::decode {
 
-// kTma: the copy engine fills the ring (sm_90 and later), else cp.async.
-template <class ElementType, int kDim, bool kCopyEngine>
+// kTma: the copy engine fills the rings (sm_90 and later), else cp.async. kGroups: of 16 rows, each with
+// its own warp for every ring, so that keys are read once for all of them.
+template <class ElementType, int kDim, int kGroups, bool kCopyEngine>
 struct Traits {
   using Element = ElementType;
   static constexpr int kHeadDim = kDim;
+  static constexpr int kRowGroups = kGroups;
+  static constexpr int kRows = kGroups * kWarpRows;
+  static constexpr int kThreads = 32 * kKeyWarps * kGroups;
   static constexpr bool kTma = kCopyEngine;
-  using Math = MmaMath<Element, kHeadDim, 1, 1, 1, kSlabKeys>;
+  // Two blocks of 256 threads have 128 registers a thread.
+  static constexpr bool kQueriesInRegisters = kGroups == 1;
+  using Math = MmaMath<Element, kHeadDim, kGroups, 1, 1, kSlabKeys>;
   using Tile = std::conditional_t<kTma, TmaTile<Element, kSlabKeys, kHeadDim>,
                                   SwizzledTile<Element, kSlabKeys, kHeadDim>>;
-  // 96 KB in flight for each block, which two blocks of a multiprocessor have room for; 192 KB, and
-  // one block, where two stages are the least.
-  static constexpr int kStages =
-      (kHeadDim == 256 ? 192 : 96) * 1024 / (2 * kWarps * static_cast<int>(sizeof(Tile)));
-  static constexpr int kBlocksPerSm = kHeadDim == 256 ? 1 : 2;
+  // Of one launch. Registers and memory leave room for a block of the next one where they can: 64 KB in
+  // flight for each block of 128 threads, else 96 KB; 192 KB, and one block, where two stages are the
+  // least, or registers.
+  static constexpr int kBlocksPerSm = kHeadDim == 256 || kHeadDim * kGroups > 256 ? 1 : 2;
+  static constexpr bool kLeavesRoom = kTma && kGroups == 1 && kHeadDim <= 128;
+  static constexpr int kStages = (kLeavesRoom ? 64 : 192 / kBlocksPerSm) * 1024 /
+                                 (2 * kKeyWarps * static_cast<int>(sizeof(Tile)));
+  static_assert(kGroups == 1 || kTma);
 };
 
 template <class T>
@@ -31,21 +41,34 @@ struct Slab {
   typename T::Tile v;  // [kSlabKeys, kHeadDim]
 };
 
+// What a block has yet to do behind the pair at hand. It stays in shared memory, because meanwhile its
+// registers are the products'.
+struct Progress {
+  Division division;  // its pair is the one at hand
+  int32_t left;       // units
+  int32_t x;          // of the column of rows at hand
+  int32_t num_pending;
+  int32_t crosses;  // 1: other blocks have parts of the pair at hand
+};
+
 template <class T>
 struct SharedStorage {
-  SwizzledTile<typename T::Element, T::kTma ? kRowsPerTile : 1, T::kHeadDim> queries;
-  SoftmaxState state[kWarps][kRowsPerTile];
-  Barrier full[kWarps][kMaxStages];  // slabs that the copy engine has filled
-  uint32_t bad[kWarps][kMaxStages];  // keys of a slab whose page id is invalid, one bit each
+  SwizzledTile<typename T::Element, T::kTma ? T::kRows : 1, T::kHeadDim> queries;
+  SoftmaxState state[kKeyWarps][T::kRows];
+  Barrier full[kKeyWarps][kMaxStages];  // slabs that the copy engine has filled
+  uint32_t bad[kKeyWarps][kMaxStages];  // keys of a slab whose page id is invalid, one bit each
   // The pair that this block begins with, the one that it ends with, and the one at hand.
   SharedPair pairs[3];
+  Lengths seen[kMostGuessed];  // by the first warp, which divides the work for the block
+  Division division;           // that it came to
+  Progress progress;
   // Of what is read before the launches in front are done:
   int32_t ignored_fault;       // in lengths, reported once they are confirmed
   int32_t ignored_page_fault;  // in page ids, which are looked at again
-  Slab<T> ring[kWarps * T::kStages];  // fewer stages where memory is short
+  Slab<T> ring[kKeyWarps * T::kStages];  // fewer stages where memory is short
 
   static constexpr size_t bytes(int stages) {
-    return sizeof(SharedStorage) - kWarps * (T::kStages - stages) * sizeof(Slab<T>);
+    return sizeof(SharedStorage) - kKeyWarps * (T::kStages - stages) * sizeof(Slab<T>);
   }
 };
 

@@ -74,32 +74,25 @@ struct MmaMath {
     }
   }
 
-  // The same with q in registers, as the operands of its products; in two sums, because one warp alone
-  // waits for each.
+  // The same with q in registers, as the operands of its products.
   template <class KTile>
   __device__ void multiply_qk(float (&s)[kRows][kKeys],
                               const uint32_t (&q)[kRowTiles][kHeadDim / 16][4],
                               const KTile& k) const {
     const uint32_t k_at = k.address(key_warp * kWarpKeys + lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    float odd[kRows][kKeys] = {};
 #pragma unroll
     for (int d = 0; d < kHeadDim / 16; ++d) {
-      auto& sum = d % 2 == 0 ? s : odd;
 #pragma unroll
       for (int n = 0; n < kWarpKeys / 16; ++n) {
         uint32_t b[4];
         ptx::ldmatrix_x4(b, k.move(k_at, n * 16, 2 * d));
 #pragma unroll
         for (int m = 0; m < kRowTiles; ++m) {
-          mma(sum, m, 2 * n, q[m][d], b[0], b[1]);
-          mma(sum, m, 2 * n + 1, q[m][d], b[2], b[3]);
+          mma(s, m, 2 * n, q[m][d], b[0], b[1]);
+          mma(s, m, 2 * n + 1, q[m][d], b[2], b[3]);
         }
       }
     }
-#pragma unroll
-    for (int i = 0; i < kRows; ++i)
-#pragma unroll
-      for (int j = 0; j < kKeys; ++j) s[i][j] += odd[i][j];
   }
 
   // o += p v. The accumulator layout of two 16x8 logit tiles is the operand layout of one 16x16

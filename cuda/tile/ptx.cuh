@@ -13,6 +13,13 @@ __device__ __forceinline__ uint32_t smem_address(const void* ptr) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(ptr));
 }
 
+// threadIdx.x, read anew: the compiler does not keep what is derived from it in registers meanwhile.
+__device__ __forceinline__ int fresh_thread_index() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 // Copies 16 bytes to shared memory without passing registers; writes zeros where !valid, and then
 // does not touch `src`.
 __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src, bool valid) {
