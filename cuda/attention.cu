@@ -126,10 +126,11 @@ int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
       (kv.page_table != nullptr && kv.page_size < decode::kSlabKeys))
     return 0;
   const auto fits = [&](const decode::DecodeVariant& variant) {
-    return variant.smem(decode::kMinStages) <= device.max_smem;
+    return variant.smem(decode::kMinStages, device.copy_engine) <= device.max_smem;
   };
-  if (device.sm >= 90 && device.copy_engine && fits(family->wide)) return 2 * family->wide.rows;
-  return fits(family->narrow) ? 2 * family->narrow.rows : 0;
+  if (!fits(family->narrow)) return 0;
+  const bool wide = device.sm >= 90 && device.copy_engine && fits(family->wide);
+  return 2 * (wide ? family->wide : family->narrow).rows;
 }
 
 void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& device,
@@ -146,9 +147,10 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.rows = min_i32(rows, variant.rows);
   args.row_tiles = ceil_div(rows, variant.rows);
   args.stages = variant.stages;
-  while (variant.smem(args.stages) > device.max_smem) --args.stages;
+  const auto smem = [&] { return variant.smem(args.stages, device.copy_engine); };
+  while (args.stages > decode::kMinStages && smem() > device.max_smem) --args.stages;
   // All blocks must be resident together: they wait for each other's parts.
-  const size_t block_smem = variant.smem(args.stages) + kReservedSmem;
+  const size_t block_smem = smem() + kReservedSmem;
   const auto fit = static_cast<int32_t>((device.max_smem + kReservedSmem) / block_smem);
   const int32_t per_sm = min_i32(variant.blocks_per_sm, fit);
   // Two places in each block for a part of every 8 columns of a row: two float4 and a float2.

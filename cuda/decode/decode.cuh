@@ -87,7 +87,7 @@ struct Queries {
     if constexpr (T::kQueriesInRegisters) {
       math.multiply_qk(s, a, k);
     } else {
-      math.template multiply_qk<2>(s, shared.queries, k);
+      math.template multiply_qk<1>(s, shared.queries, k);
     }
   }
 
@@ -318,8 +318,8 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   const auto team = static_cast<int32_t>(blockIdx.y);
   const int32_t batch = args.params.batch.batch_size;
   // Lengths are read, and all that follows from them is worked out, while the launch before is still
-  // running.
-  bool guessed = batch <= kMostGuessed;
+  // running: where there are dependent launches.
+  bool guessed = T::kTma && batch <= kMostGuessed;
   if (!guessed) wait_for_prerequisites();
   int32_t num_pending = 0;
   for (auto x = static_cast<int32_t>(blockIdx.x); x < args.params.num_kv_heads * args.row_tiles;) {

@@ -48,7 +48,7 @@ struct DecodeVariant {
   int32_t rows;  // of a tile
   int32_t blocks_per_sm;
   int32_t stages;  // of each ring; fewer, but at least kMinStages, where memory is short
-  size_t (*smem)(int stages);
+  size_t (*smem)(int stages, bool copy_engine);
   const char* name;
   cudaError_t (*launch)(const DecodeArgs& args, cudaStream_t stream);
 };

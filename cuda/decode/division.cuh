@@ -128,11 +128,11 @@ struct Division {
   }
   __device__ static Pair look(const DecodeArgs& args, int32_t at, Lengths* seen, bool first_time,
                               int32_t* fault) {
+    const int32_t own = at + static_cast<int32_t>(threadIdx.x) % 32;
     const int32_t i = lane_sequence(args, at);
     const Lengths lengths = seen != nullptr && !first_time ? seen[i] : Lengths(args, i);
     // By its own lane alone: what another one reads meanwhile may be something else.
-    const int lane = threadIdx.x % 32;
-    if (seen != nullptr && first_time && i == at + lane) seen[i] = lengths;
+    if (seen != nullptr && first_time && i == own) seen[i] = lengths;
     return Pair(args, i, lengths, fault);
   }
 

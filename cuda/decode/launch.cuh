@@ -29,13 +29,11 @@ inline bool encode_slab_maps(const AttentionParams& p, bool whole, KvMaps& maps)
          encode_map<5>(maps.v, p.dtype, kv.v, dims, v_strides, box);
 }
 
-// Shared memory for both kinds of ring: which of them runs is known to the compiled code alone.
 template <class Element, int kHeadDim, int kGroups>
-size_t smem_bytes(int stages) {
-  const size_t tma = SharedStorage<Traits<Element, kHeadDim, kGroups, true>>::bytes(stages);
-  if constexpr (kGroups > 1) return tma;
-  const size_t async = sizeof(SharedStorage<Traits<Element, kHeadDim, 1, false>>);
-  return tma > async ? tma : async;
+size_t smem_bytes(int stages, bool copy_engine) {
+  if (kGroups > 1 || copy_engine)
+    return SharedStorage<Traits<Element, kHeadDim, kGroups, true>>::bytes(stages);
+  return sizeof(SharedStorage<Traits<Element, kHeadDim, 1, false>>);
 }
 
 template <class Element, int kHeadDim>
@@ -48,12 +46,13 @@ template <class Element, int kHeadDim, int kGroups>
 cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
   using T = Traits<Element, kHeadDim, kGroups, true>;
   const auto kernel = attention_decode_kernel<Element, kHeadDim, kGroups>;
-  const size_t smem = smem_bytes<Element, kHeadDim, kGroups>(args.stages);
+  const bool copy_engine = fills_rings<Element, kHeadDim>();
+  const size_t smem = smem_bytes<Element, kHeadDim, kGroups>(args.stages, copy_engine);
   const cudaError_t status = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
   if (status != cudaSuccess) return status;
   DecodeArgs with_maps = args;
-  if (fills_rings<Element, kHeadDim>()) {
+  if (copy_engine) {
     const bool whole = args.params.head_dim == 64 * T::Tile::kHalves;
     with_maps.boxes = whole ? 1 : T::Tile::kHalves;
     if (!encode_slab_maps(args.params, whole, with_maps.maps)) return cudaErrorInvalidValue;
