@@ -49,8 +49,8 @@ CudaBackend::CudaBackend(int32_t index)
   traits_.max_smem = properties.sharedMemPerBlockOptin;
   traits_.copy_engine = cuda::has_copy_engine();
   const char* limit = std::getenv("FLASH_GQA_MAX_SMEM");
-  if (const int64_t bytes = limit == nullptr ? 0 : std::atoll(limit); bytes > 0)
-    traits_.max_smem = std::min(traits_.max_smem, static_cast<size_t>(bytes));
+  const int64_t bytes = limit == nullptr ? 0 : std::atoll(limit);
+  if (bytes > 0) traits_.max_smem = std::min(traits_.max_smem, static_cast<size_t>(bytes));
   context_.check(cudaStreamCreateWithFlags(&stream_.handle, cudaStreamNonBlocking), "device");
   blocks_ = std::make_unique<CudaBlocks>(stream_.handle);
   pool_ = std::make_unique<Pool>(*blocks_);

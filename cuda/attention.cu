@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr size_t kWorkspaceAlign = 256;
 constexpr size_t kReservedSmem = 1024;  // of each resident block, by the system
+constexpr int64_t kManyHeads = 8;       // of KV, in all sequences
 struct Launch {
   const Variant* variant;
   ForwardArgs args;
@@ -135,7 +136,10 @@ int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
 
 void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& device,
                  const decode::DecodeFamily& family, int32_t max_rows, int32_t rows) {
-  const bool wide = rows > family.narrow.rows && max_rows > 2 * family.narrow.rows;
+  // Few heads are ready sooner in two narrow tiles; many read their keys once in a wide one.
+  const int64_t heads = static_cast<int64_t>(params.batch.batch_size) * params.num_kv_heads;
+  const bool two_narrow = rows <= 2 * family.narrow.rows && heads < kManyHeads;
+  const bool wide = rows > family.narrow.rows && max_rows > 2 * family.narrow.rows && !two_narrow;
   const decode::DecodeVariant& variant = wide ? family.wide : family.narrow;
   plan.decode = &variant;
   decode::DecodeArgs& args = plan.decode_args;
@@ -161,8 +165,7 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   const int32_t columns = params.num_kv_heads * args.row_tiles;
   args.team_blocks = min_i32(columns, alone);
   args.teams_alone = alone / args.team_blocks;
-  // Parts of many rows cost more to merge than a second block brings.
-  args.teams = wide ? args.teams_alone : most / args.team_blocks;
+  args.teams = most / args.team_blocks;
   if (args.team_blocks < columns) args.teams = args.teams_alone = 1;
   const int32_t tiles = max_tiles(params, decode::kSlabKeys, rows / args.group_size + 2);
   const int64_t rounds =

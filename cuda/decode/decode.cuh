@@ -5,103 +5,10 @@
 
 #include "../dependent_launch.cuh"
 #include "../tile/softmax.cuh"
+#include "queries.cuh"
 #include "tma_ring.cuh"
 
 namespace flash_gqa::cuda::decode {
-
-// The rows of one pair that a block works on: rows first_row .. first_row + rows - 1.
-struct RowTile {
-  int32_t kv_head;
-  int32_t first_row;
-  int32_t rows;
-};
-
-// The queries of a row tile. With the copy engine they come through shared memory, a chunk by each
-// thread, and stay there, or in the registers of their warps as operand A of every product with its
-// keys; without it, shared memory is the keys' alone. Columns that do not exist are zeros; rows that
-// do not exist repeat the last.
-template <class T>
-struct Queries {
-  using Element = typename T::Element;
-  static constexpr int kChunks = T::kHeadDim / 8;  // of 16 bytes in a row
-  static constexpr int kCopies = (T::kRows * kChunks + T::kThreads - 1) / T::kThreads;
-
-  uint32_t a[1][T::kHeadDim / 16][4];
-  const Element* from[kCopies];
-
-  __device__ Queries() {}
-
-  // Where this thread's chunks are.
-  __device__ void find(const DecodeArgs& args, const Pair& pair, const RowTile& tile) {
-    if constexpr (T::kTma) {
-      const int thread = ptx::fresh_thread_index();
-#pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        const int at = thread + i * T::kThreads;
-        const int chunk = at % kChunks;
-        from[i] = row(args, pair, tile, at / kChunks) + chunk * 8;
-        if (chunk * 8 >= args.params.head_dim) from[i] = nullptr;
-      }
-    }
-  }
-  __device__ void ask(SharedStorage<T>& shared, const DecodeArgs& args, const Pair& pair,
-                      const RowTile& tile) {
-    if constexpr (T::kTma) {
-      const int thread = ptx::fresh_thread_index();
-#pragma unroll
-      for (int i = 0; i < kCopies; ++i) {
-        const int at = thread + i * T::kThreads;
-        if (at < T::kRows * kChunks)
-          ptx::cp_async_16(shared.queries.address(at / kChunks, at % kChunks),
-                           from[i] != nullptr ? from[i] : args.params.q, from[i] != nullptr);
-      }
-    } else {
-      const int lane = threadIdx.x % 32;
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const auto* q =
-            reinterpret_cast<const uint32_t*>(row(args, pair, tile, i * 8 + lane / 4) + lane % 4 * 2);
-#pragma unroll
-        for (int c = 0; c < T::kHeadDim / 8; ++c)
-          a[0][c / 2][c % 2 * 2 + i] = c * 8 < args.params.head_dim ? q[c * 4] : 0;
-      }
-    }
-  }
-  // A barrier of the block stands between arrived() and take().
-  __device__ void arrived() const {
-    if constexpr (T::kTma) ptx::cp_async_wait_all();
-  }
-  __device__ void take(const SharedStorage<T>& shared) {
-    if constexpr (T::kTma && T::kQueriesInRegisters) {
-      const int lane = ptx::fresh_thread_index() % 32;
-      const uint32_t at = shared.queries.address(lane % 16, lane / 16);
-#pragma unroll
-      for (int d = 0; d < T::kHeadDim / 16; ++d)
-        ptx::ldmatrix_x4(a[0][d], shared.queries.move(at, 0, 2 * d));
-    }
-  }
-
-  template <class Math, class KTile>
-  __device__ void multiply(const Math& math, float (&s)[Math::kRows][Math::kKeys],
-                           const SharedStorage<T>& shared, const KTile& k) const {
-    if constexpr (T::kQueriesInRegisters) {
-      math.multiply_qk(s, a, k);
-    } else {
-      math.template multiply_qk<1>(s, shared.queries, k);
-    }
-  }
-
- private:
-  __device__ static const Element* row(const DecodeArgs& args, const Pair& pair,
-                                       const RowTile& tile, int32_t i) {
-    const int32_t r = tile.first_row + min_i32(i, tile.rows - 1);
-    const int32_t token = args.token_of(r);
-    const int32_t head = tile.kv_head * args.group_size + r - token * args.group_size;
-    return static_cast<const Element*>(args.params.q) +
-           (static_cast<int64_t>(pair.sequence.q_start) + token) * args.params.q_stride_token +
-           static_cast<int64_t>(head) * args.params.head_dim;
-  }
-};
 
 // Where a warp leaves its part of 16 rows: in the place of one slab, which is as large.
 // 32-byte units are permuted by the row, so that neither side meets bank conflicts.
@@ -114,9 +21,12 @@ __device__ __forceinline__ float* output_at(const Slab<T>& slab, int r, int col)
 }
 
 // When the next launch may place its blocks: where memory is the limit, once the last keys have been
-// asked for, so that its first ones follow on them; else at once.
+// asked for, so that its first ones follow on them; where many rows are merged, at once, because what
+// it works out would take turns with that.
 template <class T>
-constexpr bool kTriggersLate = T::kRowGroups == 1;
+__device__ __forceinline__ bool triggers_late(const DecodeArgs& args) {
+  return T::kRowGroups == 1 && args.row_tiles == 1;
+}
 
 template <class T>
 __device__ __forceinline__ Slab<T>* ring_of(SharedStorage<T>& shared, const DecodeArgs& args,
@@ -154,7 +64,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
       ring.read_pages(pair.sequence, guessed ? &shared.ignored_page_fault : params.fault);
   ring.start_with(pages);
   if (guessed) {
-    if (kTriggersLate<T>) {
+    if (triggers_late<T>(args)) {
       if (num_slabs <= ring.begin + stages * stride) allow_dependents();
       ring.prefetch();
     }
@@ -183,7 +93,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     __syncthreads();
   }
   prepare();
-  if (kTriggersLate<T> && ring.next >= ring.end) allow_dependents();
+  if (triggers_late<T>(args) && ring.next >= ring.end) allow_dependents();
   queries.take(shared);
   const KeyRange common = pair.mask.common(0, pair.sequence.q_len - 1);
   const Math math(threadIdx.x % 32 + threadIdx.x / (32 * kKeyWarps) * 32);
@@ -204,7 +114,9 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     const float scale = make_logits<Math>(s, params.sm_scale, params.soft_cap);
     if (at_edge) [[unlikely]]
       mask_rows<kSlabKeys>(s, math, first_key, [&](int32_t r) {
-        return shared.progress.division.pair.mask.row(args.token_of(rows.first_row + min_i32(r, rows.rows - 1)));
+        const Progress& p = shared.progress;
+        const int32_t row = p.rows.first_row + min_i32(r, p.rows.rows - 1);
+        return p.division.pair.mask.row(args.token_of(row));
       });
     if (bad != 0) [[unlikely]]
       mask_keys(s, math, bad);
@@ -213,7 +125,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     math.multiply_pv(o, s, slab.v, scratch);
     ring.release();
     ring.ask(stage);
-    if (kTriggersLate<T> && ring.next >= ring.end) allow_dependents();
+    if (triggers_late<T>(args) && ring.next >= ring.end) allow_dependents();
     if (++stage == stages) stage = 0;
   }
   reduce_sums<Math>(state);
@@ -222,7 +134,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
 #pragma unroll
   for (int i = 0; i < Math::kRows; ++i) {
     const int r = math.row(i);
-    if (r >= rows.rows) continue;
+    if (r >= shared.progress.rows.rows) continue;
 #pragma unroll
     for (int j = 0; j < Math::kCols; j += 2)
       *reinterpret_cast<float2*>(
@@ -306,7 +218,7 @@ __device__ __forceinline__ void free_ring() {
 
 template <class T>
 __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
-  if (!kTriggersLate<T>) allow_dependents();
+  if (!triggers_late<T>(args)) allow_dependents();
   touch_parameters(args, shared.bad[0][0]);
   init_shared(shared);
   if (T::kTma && threadIdx.x == 0) {
@@ -359,7 +271,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
       const int32_t behind = one ? begins + units - 1 : (begins + units - 1) / per_team;
       division.unit += taken;
       if (threadIdx.x == T::kThreads - 32)
-        shared.progress = {division, left - taken, x, num_pending, before + behind > 0};
+        shared.progress = {division, rows, left - taken, x, num_pending, before + behind > 0};
       // A whole share of one sequence is every units-th round of it, so that all blocks move through
       // memory together.
       const int32_t first = first_unit * division.rounds_per_unit * kKeyWarps;
@@ -394,8 +306,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
 
 template <class Element, int kHeadDim, int kGroups>
 __global__ void __launch_bounds__(Traits<Element, kHeadDim, kGroups, true>::kThreads,
-                                  Traits<Element, kHeadDim, kGroups, true>::kBlocksPerSm +
-                                      Traits<Element, kHeadDim, kGroups, true>::kLeavesRoom)
+                                  Traits<Element, kHeadDim, kGroups, true>::kBlocksPerSm)
     attention_decode_kernel(const __grid_constant__ DecodeArgs args) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   constexpr bool kTma = true;

@@ -25,13 +25,13 @@ struct Traits {
   using Math = MmaMath<Element, kHeadDim, kGroups, 1, 1, kSlabKeys>;
   using Tile = std::conditional_t<kTma, TmaTile<Element, kSlabKeys, kHeadDim>,
                                   SwizzledTile<Element, kSlabKeys, kHeadDim>>;
-  // Of one launch. Registers and memory leave room for a block of the next one where they can: 64 KB in
-  // flight for each block of 128 threads, else 96 KB; 192 KB, and one block, where two stages are the
-  // least, or registers.
+  // Two blocks share a multiprocessor, and no third, whose place blocks of the next launch would take
+  // unevenly; one, where two stages are the least, or registers. More than 64 KB in flight for each of
+  // them bring nothing, but for 256 threads.
   static constexpr int kBlocksPerSm = kHeadDim == 256 || kHeadDim * kGroups > 256 ? 1 : 2;
-  static constexpr bool kLeavesRoom = kTma && kGroups == 1 && kHeadDim <= 128;
-  static constexpr int kStages = (kLeavesRoom ? 64 : 192 / kBlocksPerSm) * 1024 /
-                                 (2 * kKeyWarps * static_cast<int>(sizeof(Tile)));
+  static constexpr size_t kLeastSmem = kBlocksPerSm == 2 ? 78 * 1024 : 0;
+  static constexpr int kStages = (kTma && kGroups == 1 && kHeadDim <= 128 ? 64 : 192 / kBlocksPerSm) *
+                                 1024 / (2 * kKeyWarps * static_cast<int>(sizeof(Tile)));
   static_assert(kGroups == 1 || kTma);
 };
 
@@ -41,10 +41,18 @@ struct Slab {
   typename T::Tile v;  // [kSlabKeys, kHeadDim]
 };
 
+// The rows of one pair that a block works on: rows first_row .. first_row + rows - 1.
+struct RowTile {
+  int32_t kv_head;
+  int32_t first_row;
+  int32_t rows;
+};
+
 // What a block has yet to do behind the pair at hand. It stays in shared memory, because meanwhile its
 // registers are the products'.
 struct Progress {
   Division division;  // its pair is the one at hand
+  RowTile rows;
   int32_t left;       // units
   int32_t x;          // of the column of rows at hand
   int32_t num_pending;
@@ -69,7 +77,9 @@ struct SharedStorage {
   Slab<T> ring[kKeyWarps * T::kStages];  // fewer stages where memory is short
 
   static constexpr size_t bytes(int stages) {
-    return sizeof(SharedStorage) - kKeyWarps * (T::kStages - stages) * sizeof(Slab<T>);
+    const size_t needed =
+        sizeof(SharedStorage) - kKeyWarps * (T::kStages - stages) * sizeof(Slab<T>);
+    return needed > T::kLeastSmem ? needed : T::kLeastSmem;
   }
 };
 

@@ -1,0 +1,95 @@
+// The queries of a block, on their way to its products.
+#pragma once
+
+#include "traits.cuh"
+
+namespace flash_gqa::cuda::decode {
+
+// The queries of a row tile. With the copy engine they come through shared memory, a chunk by each
+// thread, and stay there, or in the registers of their warps as operand A of every product with its
+// keys; without it, shared memory is the keys' alone. Columns that do not exist are zeros; rows that
+// do not exist repeat the last.
+template <class T>
+struct Queries {
+  using Element = typename T::Element;
+  static constexpr int kChunks = T::kHeadDim / 8;  // of 16 bytes in a row
+  static constexpr int kCopies = (T::kRows * kChunks + T::kThreads - 1) / T::kThreads;
+
+  uint32_t a[1][T::kHeadDim / 16][4];
+  const Element* from[kCopies];
+
+  __device__ Queries() {}
+
+  // Where this thread's chunks are.
+  __device__ void find(const DecodeArgs& args, const Pair& pair, const RowTile& tile) {
+    if constexpr (T::kTma) {
+      const int thread = ptx::fresh_thread_index();
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int at = thread + i * T::kThreads;
+        const int chunk = at % kChunks;
+        from[i] = row(args, pair, tile, at / kChunks) + chunk * 8;
+        if (chunk * 8 >= args.params.head_dim) from[i] = nullptr;
+      }
+    }
+  }
+  __device__ void ask(SharedStorage<T>& shared, const DecodeArgs& args, const Pair& pair,
+                      const RowTile& tile) {
+    if constexpr (T::kTma) {
+      const int thread = ptx::fresh_thread_index();
+#pragma unroll
+      for (int i = 0; i < kCopies; ++i) {
+        const int at = thread + i * T::kThreads;
+        if (at < T::kRows * kChunks)
+          ptx::cp_async_16(shared.queries.address(at / kChunks, at % kChunks),
+                           from[i] != nullptr ? from[i] : args.params.q, from[i] != nullptr);
+      }
+    } else {
+      const int lane = threadIdx.x % 32;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const auto* q =
+            reinterpret_cast<const uint32_t*>(row(args, pair, tile, i * 8 + lane / 4) + lane % 4 * 2);
+#pragma unroll
+        for (int c = 0; c < T::kHeadDim / 8; ++c)
+          a[0][c / 2][c % 2 * 2 + i] = c * 8 < args.params.head_dim ? q[c * 4] : 0;
+      }
+    }
+  }
+  // A barrier of the block stands between arrived() and take().
+  __device__ void arrived() const {
+    if constexpr (T::kTma) ptx::cp_async_wait_all();
+  }
+  __device__ void take(const SharedStorage<T>& shared) {
+    if constexpr (T::kTma && T::kQueriesInRegisters) {
+      const int lane = ptx::fresh_thread_index() % 32;
+      const uint32_t at = shared.queries.address(lane % 16, lane / 16);
+#pragma unroll
+      for (int d = 0; d < T::kHeadDim / 16; ++d)
+        ptx::ldmatrix_x4(a[0][d], shared.queries.move(at, 0, 2 * d));
+    }
+  }
+
+  template <class Math, class KTile>
+  __device__ void multiply(const Math& math, float (&s)[Math::kRows][Math::kKeys],
+                           const SharedStorage<T>& shared, const KTile& k) const {
+    if constexpr (T::kQueriesInRegisters) {
+      math.multiply_qk(s, a, k);
+    } else {
+      math.multiply_qk(s, shared.queries, k);
+    }
+  }
+
+ private:
+  __device__ static const Element* row(const DecodeArgs& args, const Pair& pair,
+                                       const RowTile& tile, int32_t i) {
+    const int32_t r = tile.first_row + min_i32(i, tile.rows - 1);
+    const int32_t token = args.token_of(r);
+    const int32_t head = tile.kv_head * args.group_size + r - token * args.group_size;
+    return static_cast<const Element*>(args.params.q) +
+           (static_cast<int64_t>(pair.sequence.q_start) + token) * args.params.q_stride_token +
+           static_cast<int64_t>(head) * args.params.head_dim;
+  }
+};
+
+}  // namespace flash_gqa::cuda::decode
