@@ -41,10 +41,9 @@ CudaBackend::CudaBackend(int32_t index)
   traits_.sm = 10 * properties.major + properties.minor;
   // A newer card can run the kernels of an older one, and a big one the tiles of a small one, so that
   // they are tested.
-  if (const char* sm = std::getenv("FLASH_GQA_SM")) {
-    const int wanted = std::atoi(sm);
-    if (wanted >= 80) traits_.sm = std::min(traits_.sm, wanted);
-  }
+  const char* sm = std::getenv("FLASH_GQA_SM");
+  const int wanted = sm == nullptr ? 0 : std::atoi(sm);
+  if (wanted >= 80) traits_.sm = std::min(traits_.sm, wanted);
   traits_.num_sms = properties.multiProcessorCount;
   traits_.max_smem = properties.sharedMemPerBlockOptin;
   traits_.copy_engine = cuda::has_copy_engine();
