@@ -55,7 +55,7 @@ describe("the bench", () => {
     ];
     expect([...new Set(rows.map(({ suite }) => suite))]).toEqual(suites);
     for (const row of rows) {
-      expect(row.impl).toBe("flash-gqa");
+      expect(row.impl).toMatch(/^flash-gqa(-plain)?$/);
       expect(row.us, JSON.stringify(row)).toBeGreaterThan(0);
       if (["host", "cache", "runner"].includes(row.suite)) {
         expect(typeof row.params.operation).toBe("string");
@@ -70,10 +70,19 @@ describe("the bench", () => {
       expect(isDecode ? row.gbps : row.tflops).toBeGreaterThan(0);
       expect(row).toHaveProperty("floor_us");
     }
+    // Beside each row with pages, and each decode with a window, stands one without.
+    const rowsOf = (impl: string) => rows.filter((row) => row.impl === impl);
+    const costly = ({ suite, params }: Row) =>
+      Number(params.pageSize) > 0 || (suite === "decode" && Number(params.window) > 0);
+    const name = ({ suite, params }: Row) => ({ suite, params });
+    const plain = rowsOf("flash-gqa-plain").map(name);
+    expect(plain).toEqual(rowsOf("flash-gqa").filter(costly).map(name));
+    expect(plain.length).toBeGreaterThan(1);
     for (const part of ["machine", "versions", "ceilings", "peers", "run", ...suites]) {
       expect(stdout).toMatch(new RegExp(`^${part} `, "m"));
     }
     expect(stdout).not.toMatch(/NaN|undefined|Infinity/);
+    expect(stdout).toMatch(/^precision is left out: .*CUDA/m);
   });
 
   it("runs the suites and as many rows as asked for", async () => {
