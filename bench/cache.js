@@ -24,7 +24,7 @@ const BOOKS = { numLayers: 1, numKvHeads: 1, headDim: 8, pageSize: 8 };
  * when they are given back, so that each one taken is evicted, and gets the next key.
  */
 function* poolRows(quick) {
-  const [pages, rounds, some] = quick ? [1000, 20, 10] : [100_000, 20_000, 64];
+  const [pages, rounds, some] = quick ? [1000, 20, 10] : [100_000, 4000, 64];
   for (const keyed of [false, true]) {
     const random = randomNumbers();
     const pool = new PagePool(pages + 1);
