@@ -201,7 +201,6 @@ function flops({ params }) {
 
 module.exports = {
   KERNEL_SUITES,
-  elementBytes,
   flops,
   isDecode,
   kernelRows,
