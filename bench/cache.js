@@ -3,6 +3,7 @@
 const { setFlagsFromString } = require("node:v8");
 const { runInNewContext } = require("node:vm");
 const { Device } = require("flash-gqa");
+const { PagePool } = require("../dist/cache/page-pool");
 const { median } = require("./measure");
 const { prefixRows } = require("./prefix");
 const { offloadRows } = require("./offload");
@@ -18,22 +19,61 @@ const row = (operation, us, more) => ({
 /** The smallest pages there are: the books are measured, not the bytes. */
 const BOOKS = { numLayers: 1, numKvHeads: 1, headDim: 8, pageSize: 8 };
 
-/** Pages taken and given back, by plans that are rolled back; µs per page, and per plan of one page. */
-async function* pageRows(device, quick) {
+/**
+ * The pool alone, all its pages in use: some at random are given back, and as many taken. With keys they are cached
+ * when they are given back, so that each one taken is evicted, and gets the next key.
+ */
+function* poolRows(quick) {
+  const [pages, rounds, some] = quick ? [1000, 20, 10] : [100_000, 4000, 64];
+  for (const keyed of [false, true]) {
+    const random = randomNumbers();
+    const pool = new PagePool(pages + 1);
+    let keys = 0;
+    const take = () => {
+      const page = pool.allocate();
+      if (keyed) pool.name(page, `key ${keys++}`, 0);
+      return page;
+    };
+    const held = Int32Array.from({ length: pages }, take);
+    const times = [];
+    for (let round = 0; round < rounds; round++) {
+      const from = random(pages - some);
+      const start = performance.now();
+      for (let i = from; i < from + some; i++) pool.release(held[i]);
+      for (let i = from; i < from + some; i++) held[i] = take();
+      times.push(((performance.now() - start) * 1000) / some);
+    }
+    const how = keyed ? "evicted and named" : "free";
+    yield row(
+      `page alloc + free, pool of ${named(pages)}, ${how}`,
+      median(times.slice(rounds / 2)),
+    );
+  }
+}
+
+/**
+ * Pages taken and given back by plans that are rolled back, µs per page: a plan of one page is most of all a plan, with
+ * memory of its own, its batch and its table words on their way to the device. The first half lets the compiler settle.
+ */
+async function* planRows(device, quick) {
   for (const pages of [1, 1024]) {
     const cache = device.createCache({ ...BOOKS, maxTokens: 16384 });
     const sequence = cache.open();
     const times = [];
-    for (let i = 0; i < (quick ? 20 : 400); i++) {
+    for (let i = 0; i < (quick ? 20 : 8000 / Math.sqrt(pages)); i++) {
       const start = performance.now();
       cache.plan([[sequence, 8 * pages]]).dispose();
       times.push(((performance.now() - start) * 1000) / pages);
       if (i % 10 === 0) await device.synchronize();
     }
-    yield row(`page alloc + free, ${pages} in a plan`, median(times.slice(times.length / 4)));
+    yield row(`page alloc + free, ${pages} in a plan`, median(times.slice(times.length / 2)), {
+      note: "with two operations enqueued: its batch is written, its table words are scattered",
+    });
     cache.dispose();
   }
 }
+
+const named = (count) => count.toLocaleString("en");
 
 /** Numbers without pattern, the same on every run. */
 function randomNumbers() {
@@ -131,52 +171,56 @@ async function memory(device) {
   return { heapUsed, external, device: device.memory().allocated };
 }
 
-const growth = (before, after) =>
-  ["heapUsed", "external", "device"]
-    .map((name) => {
-      const kib = Math.round((after[name] - before[name]) / 1024);
-      return `${name} ${kib < 0 ? "−" : "+"}${Math.abs(kib)} KiB`;
-    })
-    .join(", ");
+/** From the median of the first half to that of the second: a map that makes room moves single numbers by megabytes. */
+function growth(tenths) {
+  const half = (name, from) => median(tenths.slice(from, from + 5).map((tenth) => tenth[name]));
+  const names = ["heapUsed", "external", "device"];
+  return Object.fromEntries(names.map((name) => [name, half(name, 5) - half(name, 0)]));
+}
+
+const inKib = (bytes) => `${bytes < 0 ? "−" : "+"}${Math.abs(Math.round(bytes / 1024))} KiB`;
 
 /**
- * A million verbs on one pool: the last tenth beside the first. Warmed up before, so that the first is no slower. On
- * the CPU back end whatever the device: the books are the same, and launches would be most of the time.
+ * A million verbs on one pool: the last tenth beside the first. Half a million before fill the pool, so that all find
+ * the same crowd, and let the compiler settle. On the CPU back end whatever the device: the books are the same, and
+ * launches would be most of the time.
  */
 async function* lifeRows(quick) {
   const device = await Device.open("cpu");
   const [pages, verbs] = quick ? [1000, 4000] : [100_000, 1_000_000];
   const crowd = new Crowd(device, pages);
   const tenth = verbs / 10;
-  const run = async (count) => {
-    const times = new Float64Array(count);
-    for (let i = 0; i < count; i++) {
+  const times = new Float64Array(tenth); // one for all: it is not to show as growth
+  const run = async () => {
+    for (let i = 0; i < tenth; i++) {
       const start = performance.now();
       crowd.live();
       times[i] = (performance.now() - start) * 1000;
       if (i % 100 === 99) await device.synchronize();
     }
-    return times;
+    return median(times);
   };
-  await run(verbs / 5);
-  const before = await memory(device);
-  const first = await run(tenth);
-  for (let i = 0; i < 8; i++) await run(tenth);
-  const last = await run(tenth);
-  const after = await memory(device);
-  const name = `of ${verbs.toLocaleString("en")} verbs on ${pages.toLocaleString("en")} pages`;
-  const [p50, p50Last] = [median(first), median(last)];
-  yield row(`first tenth ${name}`, p50, { note: `${crowd.used} pages used at the end` });
-  yield row(`last tenth ${name}`, p50Last, {
-    note: `× ${(p50Last / p50).toFixed(2)}; ${growth(before, after)}`,
-    growth: { heap: after.heapUsed - before.heapUsed, external: after.external - before.external },
+  for (let i = 0; i < 5; i++) await run();
+  const tenths = [];
+  for (let i = 0; i < 10; i++) {
+    tenths.push({ us: await run(), used: crowd.used, ...(await memory(device)) });
+  }
+  const [first, last] = [tenths[0], tenths[9]];
+  const grown = growth(tenths);
+  const kib = Object.entries(grown).map(([name, bytes]) => `${name} ${inKib(bytes)}`);
+  const name = `of ${named(verbs)} verbs on ${named(pages)} pages`;
+  yield row(`first tenth ${name}`, first.us, { note: `${named(first.used)} pages used` });
+  yield row(`last tenth ${name}`, last.us, {
+    note: `× ${(last.us / first.us).toFixed(2)}; ${named(last.used)} used; ${kib.join(", ")}`,
+    growth: grown,
   });
   crowd.dispose();
   device.dispose();
 }
 
 async function* cacheRows(device, quick) {
-  yield* pageRows(device, quick);
+  yield* poolRows(quick);
+  yield* planRows(device, quick);
   yield* lifeRows(quick);
   yield* prefixRows(device, quick, row);
   yield* offloadRows(device, quick, row);

@@ -95,7 +95,7 @@ function withoutRepeats(rows) {
 const CUDA = {
   decode: cudaDecode,
   prefill: cudaPrefill,
-  "prefill-window": () => [32768, 8192, 65536].map((seqLen) => windowed(seqLen, 4096)),
+  "prefill-window": () => [8192, 32768, 65536].map((seqLen) => windowed(seqLen, 4096)),
   "prefill-paged": () =>
     [2048, 8192].flatMap((seqLen) => [16, 64].map((pageSize) => pagedPrefill(seqLen, pageSize))),
 };
@@ -132,6 +132,20 @@ const TINY_CPU = {
 
 const KERNEL_SUITES = Object.keys(CUDA);
 
+/** Lengths around a tile's edge, the other 16-bit type, and the other head dims that the peers have. */
+function precisionRows(quick) {
+  const rows = [
+    { seqLen: 4096 },
+    { seqLen: 1023 },
+    { seqLen: 4097 },
+    { seqLen: 2048, dtype: "float16" },
+    { seqLen: 2048, headDim: 64 },
+    { seqLen: 2048, numQHeads: 16, headDim: 256 },
+  ];
+  const params = quick ? [{ seqLen: 1023 }] : rows;
+  return params.map((more) => ({ suite: "precision", params: { ...BASE, ...more } }));
+}
+
 /** The rows of one suite on a device of this kind; --quick takes the first two. */
 function kernelRows(suite, kind, quick) {
   if (kind === "cuda") return quick ? CUDA[suite]().slice(0, 2) : CUDA[suite]();
@@ -155,12 +169,26 @@ function rowName({ params }) {
 const isDecode = ({ params }) => params.kvLen !== undefined;
 const elementBytes = ({ params }) => (params.dtype === "float32" ? 4 : 2);
 
-/** Bytes of K and V that one call must read: of a windowed decode, what the window shows. */
+/** Keys of a sequence that one call must read: of a windowed decode, what the window shows. */
+function keysSeen(row) {
+  const { kvLen, seqLen, window } = row.params;
+  if (!isDecode(row)) return seqLen;
+  return window > 0 ? Math.min(window, kvLen) : kvLen;
+}
+
+/** Bytes of K and V that one call must read. */
 function kvBytes(row) {
-  const { batch, numKvHeads, headDim, kvLen, seqLen, window } = row.params;
-  const keys = kvLen ?? seqLen;
-  const seen = isDecode(row) && window > 0 ? Math.min(window, keys) : keys;
-  return 2 * batch * seen * numKvHeads * headDim * elementBytes(row);
+  const { batch, numKvHeads, headDim } = row.params;
+  return 2 * batch * keysSeen(row) * numKvHeads * headDim * elementBytes(row);
+}
+
+/** The same work without pages, and of a decode without a window: what those cost shows beside it. Or null. */
+function plainRow(row) {
+  const { suite, params } = row;
+  const plain = { ...params, pageSize: 0 };
+  if (isDecode(row)) Object.assign(plain, { kvLen: keysSeen(row), window: 0 });
+  const same = plain.pageSize === params.pageSize && plain.window === params.window;
+  return same ? null : { suite, params: plain };
 }
 
 /** 4 · batch · heads · pairs · headDim, with S² / 2 pairs under the causal mask, or the window's. */
@@ -171,4 +199,14 @@ function flops({ params }) {
   return 4 * batch * numQHeads * headDim * pairs;
 }
 
-module.exports = { KERNEL_SUITES, kernelRows, rowName, isDecode, elementBytes, kvBytes, flops };
+module.exports = {
+  KERNEL_SUITES,
+  flops,
+  isDecode,
+  kernelRows,
+  keysSeen,
+  kvBytes,
+  plainRow,
+  precisionRows,
+  rowName,
+};

@@ -36,6 +36,8 @@ function operations(device) {
   const x = device.zeros([1, 64], dtype);
   const weight = device.zeros([64, 64], dtype);
   const out = device.empty(x.shape, dtype);
+  const words = Int32Array.of(0, 1, 2, 3, 4);
+  const ids = device.empty([words.length], "int32");
   const graph = device.capture(() => add(x, x, { out }));
   return {
     attention: () => attention(q, k, v, { o }),
@@ -45,6 +47,7 @@ function operations(device) {
     linear: () => linear(x, weight, { out }),
     add: () => add(x, x, { out }),
     "add, new output": () => add(x, x).dispose(),
+    "write of 20 bytes": () => ids.write(words),
     "graph replay": () => graph.replay(),
   };
 }

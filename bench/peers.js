@@ -18,7 +18,8 @@ class Peers {
   /** { peers, info }, or { reason } where PyTorch with CUDA is not to be had. */
   static async start() {
     const python = process.env.PYTHON ?? "python3";
-    const child = spawn(python, [PROGRAM], { stdio: ["pipe", "pipe", "inherit"] });
+    const env = { ...process.env, PYTHONDONTWRITEBYTECODE: "1" }; // no __pycache__ in the sources
+    const child = spawn(python, [PROGRAM], { env, stdio: ["pipe", "pipe", "inherit"] });
     const failed = new Promise((resolve) => child.once("error", resolve));
     child.stdin.on("error", () => {}); // it has ended: its answers end too
     const peers = new Peers(child);
@@ -33,6 +34,11 @@ class Peers {
     const answer = await this.#next();
     if (answer.error !== undefined) throw new Error(`${PROGRAM}: ${answer.error}`);
     return answer;
+  }
+
+  /** One round of what was prepared last: microseconds per call. */
+  async measure(impl) {
+    return (await this.ask({ do: "measure", impl })).us;
   }
 
   stop() {

@@ -1,7 +1,8 @@
 // What a shared prefix saves: prompts that agree in nine tenths of their tokens, through a model with random weights.
 
 const { linear, rmsNorm, siluMul } = require("flash-gqa/nn");
-const { median, Noise } = require("./measure");
+const { median } = require("./measure");
+const { Noise } = require("./noise");
 
 const LLAMA_8B = { numQHeads: 32, numKvHeads: 8, headDim: 128, hidden: 4096, ffn: 14336 };
 const SHAPES = {

@@ -1,4 +1,4 @@
-// What a run says: the header, one table per suite as rows come in, and the JSON of record.
+// What a run says beside its tables: the header, the sums, and the JSON of record.
 
 const { execFileSync } = require("node:child_process");
 const fs = require("node:fs");
@@ -67,51 +67,10 @@ function headerLines(run, peersMissing) {
   ];
 }
 
-const WIDTHS = [58, 10, 15, 10, 9, 10, 10, 7];
-const line = (cells) =>
-  cells.map((cell, i) => (i === 0 ? cell.padEnd(WIDTHS[i]) : cell.padStart(WIDTHS[i]))).join("");
-const micro = (us) => (us == null ? "–" : us < 100 ? us.toPrecision(3) : us.toFixed(0));
-
-function tableHead(suite) {
-  if (suite === "host") return `\n${line([suite, "us"])}`;
-  if (suite === "cache") return `\n${line([suite, "us", "rate", "floor us", "floor %"])}`;
-  if (suite === "runner") return `\n${line([suite, "us/step", "rate"])}`;
-  return `\n${line([suite, "us", "rate", "floor us", "floor %", "cudnn us", "fa2 us", "ratio"])}`;
-}
-
-/** One line of the table: ours, the floor, the peers; ratio is our time over cuDNN's. */
-function tableRow(ours, peers) {
-  const name = rowName(ours);
-  if (ours.tokens_per_s !== undefined) {
-    return line([name, micro(ours.us), `${ours.tokens_per_s.toFixed(0)} tokens/s`]);
-  }
-  if (ours.floor_us === undefined) {
-    return line([name, micro(ours.us)]) + (ours.note === undefined ? "" : `  ${ours.note}`);
-  }
-  const rate =
-    ours.gbps === undefined
-      ? `${ours.tflops.toPrecision(3)} TFLOP/s`
-      : `${ours.gbps.toFixed(0)} GB/s`;
-  const share = ours.floor_us === null ? "–" : `${((100 * ours.floor_us) / ours.us).toFixed(0)} %`;
-  if (ours.suite === "cache")
-    return line([name, micro(ours.us), rate, micro(ours.floor_us), share]);
-  const { cudnn, fa2 } = peers;
-  return line([
-    name,
-    micro(ours.us),
-    rate,
-    micro(ours.floor_us),
-    share,
-    micro(cudnn?.us),
-    micro(fa2?.us),
-    cudnn === undefined ? "–" : (ours.us / cudnn.us).toFixed(2),
-  ]);
-}
-
 /** Our time over cuDNN's over the rows that both ran: the geometric mean, and the worst row. */
 function summary(suite, rows) {
   const key = ({ params }) => JSON.stringify(params);
-  const inSuite = rows.filter((row) => row.suite === suite);
+  const inSuite = rows.filter((row) => row.suite === suite && row.us !== undefined);
   const ours = new Map(
     inSuite.filter(({ impl }) => impl === "flash-gqa").map((row) => [key(row), row.us]),
   );
@@ -145,7 +104,5 @@ module.exports = {
   headerLines,
   recordPath,
   summary,
-  tableHead,
-  tableRow,
   writeJson,
 };

@@ -3,9 +3,9 @@
 const fs = require("node:fs");
 const path = require("node:path");
 const { parseArgs } = require("node:util");
-const { KERNEL_SUITES, kernelRows } = require("./cases");
+const { KERNEL_SUITES } = require("./cases");
 
-const SUITES = [...KERNEL_SUITES, "host", "cache", "runner"];
+const SUITES = [...KERNEL_SUITES, "precision", "host", "cache", "runner"];
 
 const USAGE = `npm run bench -- [options]
 
@@ -57,43 +57,14 @@ function readArguments() {
   return { ...values, suites, rows };
 }
 
-/** PyTorch's SDPA has neither window nor pages, and the peers run on the GPU only. */
-const peersTake = ({ params }) => params.window === 0 && params.pageSize === 0;
-
-/** Our row, and the peers' rounds between our own. */
-async function* kernelResults(device, suite, noise, peers, ceilings, args) {
-  const { KernelCall, KernelTimer, median, result, rounds } = require("./measure");
-  const { count, seconds } = rounds(args.quick);
-  for (const row of kernelRows(suite, device.kind, args.quick).slice(0, args.rows)) {
-    const call = new KernelCall(device, noise, row);
-    const timer = new KernelTimer(device, call);
-    await call.check();
-    await timer.prepare(seconds);
-    const times = new Map([["flash-gqa", []]]);
-    if (peers !== null && peersTake(row)) {
-      const { params } = row;
-      const { calls } = timer;
-      const question = { do: "prepare", params, copies: call.copies, calls, seconds };
-      const { impls, failed } = await peers.ask(question);
-      for (const impl of impls) times.set(impl, []);
-      for (const [impl, reason] of Object.entries(failed)) console.error(`${impl}: ${reason}`);
-    }
-    for (let round = 0; round < count; round++) {
-      for (const [impl, taken] of times) {
-        const peer = impl !== "flash-gqa";
-        taken.push(peer ? (await peers.ask({ do: "measure", impl })).us : await timer.round());
-      }
-    }
-    if (times.size > 1) await peers.ask({ do: "release" });
-    timer.dispose();
-    call.dispose();
-    yield Array.from(times, ([impl, taken]) => result(row, impl, median(taken), ceilings));
-  }
-}
-
 async function* suiteResults(device, suite, noise, peers, ceilings, args) {
   if (KERNEL_SUITES.includes(suite)) {
+    const { kernelResults } = require("./kernels");
     yield* kernelResults(device, suite, noise, peers, ceilings, args);
+    return;
+  }
+  if (suite === "precision") {
+    yield* require("./precision").precisionResults(device, peers, args);
     return;
   }
   const { cacheRows } = require("./cache");
@@ -120,8 +91,9 @@ async function main() {
   if (args.help) return console.log(USAGE);
   const { Device } = require("flash-gqa");
   const { ownCeilings } = require("./ceilings");
-  const { Noise } = require("./measure");
+  const { Noise } = require("./noise");
   const report = require("./report");
+  const { tableHead, tableRow } = require("./table");
 
   const device = await Device.open(args.device);
   const { peers, info, missing } = await startPeers(device, args);
@@ -136,11 +108,14 @@ async function main() {
   const files = [args.json, args.record ? report.recordPath(run) : undefined].filter(Boolean);
   const rows = [];
   for (const suite of args.suites) {
-    console.log(report.tableHead(suite));
+    if (suite === "precision" && peers === null) {
+      console.log(`\n${suite} is left out: it needs the peers, ${missing}`);
+      continue;
+    }
+    console.log(tableHead(suite));
     for await (const results of suiteResults(device, suite, noise, peers, ceilings, args)) {
       rows.push(...results);
-      const byImpl = Object.fromEntries(results.map((row) => [row.impl, row]));
-      console.log(report.tableRow(byImpl["flash-gqa"], byImpl));
+      console.log(tableRow(results));
     }
     const mean = report.summary(suite, rows);
     if (mean !== null) console.log(mean);

@@ -1,7 +1,8 @@
 // `npm run bench` as a person runs it: what it writes down. Times are never asserted.
 
 import { execFile } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -55,7 +56,7 @@ describe("the bench", () => {
     ];
     expect([...new Set(rows.map(({ suite }) => suite))]).toEqual(suites);
     for (const row of rows) {
-      expect(row.impl).toBe("flash-gqa");
+      expect(row.impl).toMatch(/^flash-gqa(-plain)?$/);
       expect(row.us, JSON.stringify(row)).toBeGreaterThan(0);
       if (["host", "cache", "runner"].includes(row.suite)) {
         expect(typeof row.params.operation).toBe("string");
@@ -70,10 +71,54 @@ describe("the bench", () => {
       expect(isDecode ? row.gbps : row.tflops).toBeGreaterThan(0);
       expect(row).toHaveProperty("floor_us");
     }
+    // Beside each row with pages, and each decode with a window, stands one without.
+    const rowsOf = (impl: string) => rows.filter((row) => row.impl === impl);
+    const costly = ({ suite, params }: Row) =>
+      Number(params.pageSize) > 0 || (suite === "decode" && Number(params.window) > 0);
+    const name = ({ suite, params }: Row) => ({ suite, params });
+    const plain = rowsOf("flash-gqa-plain").map(name);
+    expect(plain).toEqual(rowsOf("flash-gqa").filter(costly).map(name));
+    expect(plain.length).toBeGreaterThan(1);
     for (const part of ["machine", "versions", "ceilings", "peers", "run", ...suites]) {
       expect(stdout).toMatch(new RegExp(`^${part} `, "m"));
     }
     expect(stdout).not.toMatch(/NaN|undefined|Infinity/);
+    expect(stdout).toMatch(/^precision is left out: .*CUDA/m);
+  });
+
+  it("hands inputs and output to the judge of precision as files that go away", async () => {
+    const inBench = createRequire(bench);
+    const device = await inBench("flash-gqa").Device.open("cpu");
+    const rows = 1023 * 128 * 2;
+    let folder = "";
+    const peers = {
+      ask: async (question: { do: string; folder: string }) => {
+        expect(question.do).toBe("precision");
+        folder = question.folder;
+        const bytes = ["q", "k", "v", "o"].map(
+          (name) => statSync(join(folder, `${name}.bin`)).size,
+        );
+        expect(bytes).toEqual([32 * rows, 8 * rows, 8 * rows, 32 * rows]);
+        const error = (rms: number) => ({ rms, max: 0.5 });
+        return { errors: { "flash-gqa": error(0.12), cudnn: error(0.11) }, failed: {} };
+      },
+    };
+    const args = { quick: true, rows: 1 };
+    const results = [];
+    for await (const row of inBench("./precision").precisionResults(device, peers, args)) {
+      results.push(...row);
+    }
+    expect(existsSync(folder)).toBe(false);
+    expect(results).toMatchObject([
+      { impl: "flash-gqa", rms: 0.12, max: 0.5, runs: 3, equal_runs: 3 },
+      { impl: "cudnn", rms: 0.11, max: 0.5 },
+    ]);
+    const { tableRow } = inBench("./table");
+    expect(tableRow(results)).toMatch(/1\.09 +3 of 3 +held$/);
+    const [ours, cudnn] = results;
+    expect(tableRow([{ ...ours, equal_runs: 2 }, cudnn])).toMatch(/BROKEN$/);
+    expect(tableRow([{ ...ours, rms: 0.14 }, cudnn])).toMatch(/BROKEN$/);
+    device.dispose();
   });
 
   it("runs the suites and as many rows as asked for", async () => {

@@ -56,7 +56,7 @@ const entries = (sequence: Sequence) => [...sequence.pages.entries];
 describe("pages of a sequence", () => {
   test("grow by whole pages, in order", () => {
     const books = ledger();
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 3]);
     expect(entries(a)).toEqual([1]);
     append(books, [a, 1]);
@@ -67,7 +67,7 @@ describe("pages of a sequence", () => {
 
   test("a reservation undone leaves table, pool and length as they were", () => {
     const books = ledger();
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 6]);
     const b = a.fork();
     const before = [entries(a), entries(b), books.pool.free, books.pool.shared];
@@ -90,7 +90,7 @@ describe("pages of a sequence", () => {
 
   test("a plan that does not fit takes nothing", () => {
     const books = ledger({ numPages: 5 });
-    const [a, b] = [books.open(0), books.open(0)];
+    const [a, b] = [books.open("cache.open", 0), books.open("cache.open", 0)];
     append(books, [a, 8]);
     const short = reserve(books, [
       [a, 4],
@@ -102,7 +102,7 @@ describe("pages of a sequence", () => {
 
   test("the copy of a shared last page counts as needed", () => {
     const books = ledger({ numPages: 3 });
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 2]);
     const b = a.fork();
     append(books, [b, 1]);
@@ -117,7 +117,7 @@ describe("pages of a sequence", () => {
 describe("fork, truncate, close", () => {
   test("full pages stay shared, and are freed by the last owner in any order", () => {
     const books = ledger();
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 8]);
     const b = a.fork();
     const c = b.fork();
@@ -133,7 +133,7 @@ describe("fork, truncate, close", () => {
 
   test("truncating into a shared page copies it when it is written again", () => {
     const books = ledger();
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 8]);
     const b = a.fork();
     b.truncate(6);
@@ -147,7 +147,7 @@ describe("fork, truncate, close", () => {
 
   test("truncate checks its length", () => {
     const books = ledger();
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 5]);
     for (const length of [6, -1, 1.5, Number.NaN, "3" as never]) {
       const error = refusal(() => a.truncate(length));
@@ -163,7 +163,7 @@ describe("fork, truncate, close", () => {
 
   test("an open step makes its sequences BUSY, by name", () => {
     const books = ledger();
-    const [a, b] = [books.open(0), books.open(0)];
+    const [a, b] = [books.open("cache.open", 0), books.open("cache.open", 0)];
     append(books, [a, 1]);
     const step = open(books, [[a, 1]]);
     for (const verb of [
@@ -187,7 +187,11 @@ describe("fork, truncate, close", () => {
   test("use after close, foreign and doubled sequences are refused", () => {
     const books = ledger();
     const other = ledger();
-    const [a, b, foreign] = [books.open(0), books.open(0), other.open(0)];
+    const [a, b, foreign] = [
+      books.open("cache.open", 0),
+      books.open("cache.open", 0),
+      other.open("cache.open", 0),
+    ];
     a.close();
     expect(refusal(() => a.fork()).code).toBe("DISPOSED");
     expect(refusal(() => a.truncate(0)).code).toBe("DISPOSED");
@@ -210,15 +214,15 @@ describe("fork, truncate, close", () => {
     const grown: number[] = [];
     const books = new Ledger(
       { ...ledger({ maxSequences: 5 }).config },
-      { grow: (rows) => grown.push(rows), write: () => {}, copyRow: () => {} },
+      { grow: (_, rows) => grown.push(rows), write: () => {}, copyRow: () => {} },
     );
-    const all = Array.from({ length: 5 }, () => books.open(0));
+    const all = Array.from({ length: 5 }, () => books.open("cache.open", 0));
     expect(grown).toEqual([4, 5]);
-    const error = refusal(() => books.open(0));
+    const error = refusal(() => books.open("cache.open", 0));
     expect([error.code, error.message]).toEqual(["BUSY", expect.stringContaining("maxSequences")]);
     expect(refusal(() => all[0]!.fork()).code).toBe("BUSY");
     all[2]!.close();
-    expect(books.open(0).pages.row).toBe(2);
+    expect(books.open("cache.open", 0).pages.row).toBe(2);
   });
 
   test("a device that cannot grow or copy leaves the books as they were", () => {
@@ -231,12 +235,12 @@ describe("fork, truncate, close", () => {
       write: () => {},
       copyRow: fail,
     });
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 6]);
     fails = true;
-    expect(() => books.open(0)).toThrow("no");
+    expect(() => books.open("cache.open", 0)).toThrow("no");
     fails = false;
-    books.open(0).close();
+    books.open("cache.open", 0).close();
     fails = true;
     expect(() => a.fork()).toThrow("no");
     expect([books.sequences.size, books.pool.used, books.pool.shared]).toEqual([1, 2, 0]);
@@ -246,7 +250,7 @@ describe("fork, truncate, close", () => {
 describe("window", () => {
   test("pages wholly left of it go back at commit; the null page takes their place", () => {
     const books = ledger({ window: 6 });
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 8]); // token 8 sees 3..8
     expect(entries(a)).toEqual([1, 2]);
     append(books, [a, 1]); // token 9 sees 4..9
@@ -259,7 +263,7 @@ describe("window", () => {
 
   test("an endless conversation holds a flat number of pages", () => {
     const books = ledger({ window: 6, sinkTokens: 2, numPages: 6, maxPages: 256, maxSeqLen: 1024 });
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     for (let i = 0; i < 1000; i++) append(books, [a, 1]);
     expect(a.length).toBe(1000);
     expect(books.pool.used).toBeLessThanOrEqual(4);
@@ -268,7 +272,7 @@ describe("window", () => {
 
   test("truncate goes back as far as every visible key is held, and names the limit", () => {
     const books = ledger({ window: 6, rollbackTokens: 3 });
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 18]); // token 15 would see 10..15: pages 0 and 1 go
     expect(entries(a)).toEqual([0, 0, 3, 4, 5]);
     const error = refusal(() => a.truncate(12));
@@ -286,7 +290,7 @@ describe("window", () => {
 
   test("the sinks' pages stay, and truncating into them is legal", () => {
     const books = ledger({ window: 4, sinkTokens: 5 });
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 20]);
     expect(entries(a)).toEqual([1, 2, 0, 0, 5]);
     expect(refusal(() => a.truncate(9)).message).toMatch(/length is 19, or at most 8/);
@@ -297,7 +301,7 @@ describe("window", () => {
 
   test("a fork inherits the null pages and shares the rest", () => {
     const books = ledger({ window: 4 });
-    const a = books.open(0);
+    const a = books.open("cache.open", 0);
     append(books, [a, 13]);
     const b = a.fork();
     expect(entries(b)).toEqual(entries(a));
@@ -311,7 +315,7 @@ describe("window", () => {
 describe("prefixLen", () => {
   test("must be computed in one step, and is not cut", () => {
     const books = ledger();
-    const a = books.open(6);
+    const a = books.open("cache.open", 6);
     expect(refusal(() => reserve(books, [[a, 5]])).message).toContain("prefixLen");
     append(books, [a, 7]);
     expect(refusal(() => a.truncate(5)).message).toContain("prefixLen 6");

@@ -29,7 +29,7 @@ const entries = (sequence: Sequence) => [...sequence.pages.entries];
 
 /** Opens with a prompt and computes what is not there. */
 function put(books: Ledger, prompt: string, options: { salt?: string; priority?: number } = {}) {
-  const sequence = books.open(0, textOf(prompt, options.salt), options.priority ?? 0);
+  const sequence = books.open("cache.open", 0, textOf(prompt, options.salt), options.priority ?? 0);
   append(books, sequence, prompt.slice(sequence.length));
   return sequence;
 }
@@ -46,7 +46,7 @@ describe("prefix reuse", () => {
   test("shares all full pages of the same text, and leaves a token to compute", () => {
     const books = ledger();
     const a = put(books, "the cat sat on");
-    const b = books.open(0, textOf("the cat sat up"));
+    const b = books.open("cache.open", 0, textOf("the cat sat up"));
     expect([b.length, entries(b)]).toEqual([12, entries(a).slice(0, 3)]);
     expect([books.pool.shared, books.hits, books.misses]).toEqual([3, 3, 3]);
     expect(found(books, "the cat sat ")).toBe(8); // all three pages would leave nothing to compute
@@ -86,17 +86,17 @@ describe("prefix reuse", () => {
     put(books, "aaaabbbbc").close();
     const { pool } = books;
     expect([pool.used, pool.cached, pool.free]).toEqual([0, 2, 2]);
-    const again = books.open(0, textOf("aaaabbbbd"));
+    const again = books.open("cache.open", 0, textOf("aaaabbbbd"));
     expect([again.length, pool.used, pool.cached]).toEqual([8, 2, 0]);
     again.close();
-    const other = books.open(0);
+    const other = books.open("cache.open", 0);
     append(books, other, "zzzzzzzzzzzz", false); // three pages: one is evicted, the end of the text
     expect([pool.evictions, pool.cached, found(books, "aaaabbbbc")]).toEqual([1, 1, 4]);
   });
 
   test("told tokens are found, untold ones and those behind them are not", () => {
     const books = ledger();
-    const a = books.open(0, textOf("aaaa"));
+    const a = books.open("cache.open", 0, textOf("aaaa"));
     append(books, a, "aaaa", false); // told at open
     append(books, a, "bbbb");
     append(books, a, "cccc", false);
@@ -119,7 +119,7 @@ describe("prefix reuse", () => {
   test("a shared one is copied, and goes on being found", () => {
     const books = ledger();
     const a = put(books, "aaaabbbbc");
-    const b = books.open(0, textOf("aaaabbbbd"));
+    const b = books.open("cache.open", 0, textOf("aaaabbbbd"));
     b.truncate(6);
     append(books, b, "xx");
     expect([found(books, "aaaabbbb."), found(books, "aaaabbxx.")]).toEqual([8, 8]);
@@ -128,7 +128,10 @@ describe("prefix reuse", () => {
 
   test("two sequences that compute the same keep one page to be found, and one to free", () => {
     const books = ledger();
-    const [a, b] = [books.open(0, textOf("")), books.open(0, textOf(""))];
+    const [a, b] = [
+      books.open("cache.open", 0, textOf("")),
+      books.open("cache.open", 0, textOf("")),
+    ];
     append(books, a, "aaaab");
     append(books, b, "aaaac");
     expect(found(books, "aaaa.")).toBe(4);
@@ -136,7 +139,7 @@ describe("prefix reuse", () => {
     expect([books.pool.cached, books.pool.used]).toEqual([1, 2]);
     b.close(); // its page says the same as the cached one
     expect([books.pool.cached, books.pool.used]).toEqual([1, 0]);
-    const c = books.open(0, textOf(""));
+    const c = books.open("cache.open", 0, textOf(""));
     append(books, c, "aaaad"); // computed again: the cached twin is freed
     expect([books.pool.cached, books.pool.used]).toEqual([0, 2]);
   });
@@ -155,7 +158,7 @@ describe("prefix reuse", () => {
     const a = put(books, "aaaabbbbccccd");
     expect(entries(a)).toEqual([0, 0, 3, 4]);
     expect(books.evict(9)).toBe(2); // the pages of a and b
-    const b = books.open(0, textOf("aaaabbbbccccx"));
+    const b = books.open("cache.open", 0, textOf("aaaabbbbccccx"));
     expect([b.length, entries(b)]).toEqual([12, [0, 0, 3]]);
     expect(found(books, "aaaabbbb.")).toBe(0); // token 8 would see tokens 4 to 8
   });
@@ -165,7 +168,7 @@ describe("prefix reuse", () => {
     const a = put(books, "aaaabbbbccccd");
     a.close();
     expect(found(books, "aaaabbbbccccx")).toBe(12);
-    const b = books.open(0, textOf("aaaabbbbccccx"));
+    const b = books.open("cache.open", 0, textOf("aaaabbbbccccx"));
     expect(entries(b)).toEqual([1, 0, 3]);
     b.close();
     books.evict(3);
@@ -194,7 +197,7 @@ describe("eviction", () => {
     z.close();
     expect(books.evict(1)).toBe(1);
     expect([found(books, "aaaabbbbcccc."), found(books, "zzzzyyyy.")]).toEqual([8, 8]);
-    books.open(0, textOf("aaaabbbb.")).close(); // used again: now z is the oldest
+    books.open("cache.open", 0, textOf("aaaabbbb.")).close(); // used again: now z is the oldest
     books.evict(1);
     expect([found(books, "aaaabbbbcccc."), found(books, "zzzzyyyy.")]).toEqual([8, 4]);
     expect([books.evict(100), books.pool.free, books.pool.evictions]).toEqual([3, 16, 5]);
@@ -233,7 +236,7 @@ describe("eviction", () => {
     a.close();
     const { pool } = books;
     expect([pool.pinned, pool.used, pool.cached, books.evict(9)]).toEqual([2, 2, 0, 0]);
-    const b = books.open(0, textOf(""));
+    const b = books.open("cache.open", 0, textOf(""));
     const short = books.reserve("cache.plan", [{ sequence: b, tokens: 16 }]);
     expect(short).toEqual({ needed: 4, free: 3, evictable: 0 });
     expect(found(books, "aaaabbbb.")).toBe(8);
@@ -260,7 +263,10 @@ describe("eviction", () => {
 
   test("a pin holds the prefix though a twin of it was the one to be found", () => {
     const books = ledger();
-    const [a, b] = [books.open(0, textOf("")), books.open(0, textOf(""))];
+    const [a, b] = [
+      books.open("cache.open", 0, textOf("")),
+      books.open("cache.open", 0, textOf("")),
+    ];
     append(books, a, "aaaab");
     append(books, b, "aaaac");
     a.close();
@@ -275,7 +281,7 @@ describe("eviction", () => {
   test("a plan that fails evicts nothing; one undone has evicted, and nothing else", () => {
     const books = ledger({ numPages: 6 });
     put(books, "aaaabbbbc").close();
-    const b = books.open(0);
+    const b = books.open("cache.open", 0);
     const short = books.reserve("cache.plan", [{ sequence: b, tokens: 24 }]);
     expect(short).toEqual({ needed: 6, free: 3, evictable: 2 });
     expect([books.pool.cached, books.pool.evictions]).toEqual([2, 0]);
@@ -289,7 +295,7 @@ describe("eviction", () => {
     const prompt = new Int32Array(5);
     for (let i = 0; i < 20_000; i++) {
       prompt[0] = i;
-      const a = books.open(0, new Text(4, "", prompt.slice()));
+      const a = books.open("cache.open", 0, new Text(4, "", prompt.slice()));
       const step = books.reserve("cache.plan", [{ sequence: a, tokens: 5 }]);
       if ("commit" in step) step.commit();
       a.close();

@@ -4,7 +4,7 @@ import { afterEach, describe, expect, it, vi } from "vitest";
 import type { KvCache, KvCacheConfig, Sequence } from "../lib/index";
 import { addon } from "../lib/native";
 import { testDevice } from "./support/device";
-import { caught, expectError } from "./support/errors";
+import { caught, expectError, rejected } from "./support/errors";
 import { attendAll, HEAD_DIM, meanCache, rows } from "./support/mean-cache";
 
 const device = await testDevice();
@@ -234,6 +234,34 @@ describe("a captured step", () => {
     for (let i = 1; i < 40; i++) roomy.open();
     expectError(() => roomy.open(), "BUSY", "maxSequences");
     roomy.dispose();
+  });
+
+  it("refuses a row of the table in the name of the verb that wants one", async () => {
+    const [pinned, full] = [makeCache(), makeCache({ maxSequences: 16 })];
+    const { graph } = captured(pinned, [1]);
+    for (const [cache, reason] of [
+      [pinned, "graph"],
+      [full, "maxSequences"],
+    ] as const) {
+      const first = cache.open();
+      while (cache.stats().sequences < 16) cache.open();
+      const saved = await cache.save(first);
+      const verbs: Record<string, () => unknown> = {
+        "cache.open": () => cache.open(),
+        "cache.openAsync": () => cache.openAsync(),
+        "cache.load": () => cache.load(saved),
+        "sequence.fork": () => first.fork(),
+      };
+      for (const [operation, verb] of Object.entries(verbs)) {
+        const error = await rejected((async () => verb())());
+        expect([error.operation, error.code]).toEqual([operation, "BUSY"]);
+        expect(error.message).toMatch(reason);
+      }
+    }
+    graph.dispose();
+    const verb = () => device.capture(() => pinned.open());
+    expectError(verb, "BUSY", /^cache\.open: .*capture/);
+    for (const cache of [pinned, full]) cache.dispose();
   });
 
   it("inside a capture nothing is planned, committed or forked", () => {

@@ -213,8 +213,8 @@ describe("BUSY", () => {
     const cache = makeCache({ maxSequences: 2 });
     const a = cache.open();
     cache.open();
-    expectError(() => cache.open(), "BUSY", "maxSequences");
-    expectError(() => a.fork(), "BUSY", "maxSequences");
+    expectError(() => cache.open(), "BUSY", /^cache\.open: .*maxSequences/);
+    expectError(() => a.fork(), "BUSY", /^sequence\.fork: .*maxSequences/);
     a.close();
     cache.open();
     cache.dispose();

@@ -25,6 +25,7 @@ def first_line(error):
 
 
 try:
+    import precision
     import torch
     import torch.nn.functional as F
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -40,6 +41,7 @@ IMPLEMENTATIONS = {
     "fa2": SDPBackend.FLASH_ATTENTION,
 }
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+PRODUCT_SIDE = 8192
 
 
 def seconds_of(runs, replay):
@@ -94,12 +96,23 @@ def row_call(params, copies):
     return call
 
 
+def timed_product(dtype, least):
+    x = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device="cuda", dtype=dtype)
+    y = torch.randn_like(x)
+    return Timed(lambda _: x @ y, 8, least)
+
+
 def prepare(question):
+    timed, failed = {}, {}
     try:
+        if question["product"]:
+            dtype = DTYPES[question["params"]["dtype"]]
+            timed["product"] = timed_product(dtype, question["seconds"])
+        if not question["attention"]:
+            return timed, failed
         call = row_call(question["params"], question["copies"])
     except Exception as error:  # no room for the tensors: the other side goes on alone
-        return {}, {"peers": first_line(error)}
-    timed, failed = {}, {}
+        return timed, {"peers": first_line(error)}
     for name, backend in IMPLEMENTATIONS.items():
         try:
             with sdpa_kernel([backend]):
@@ -111,17 +124,32 @@ def prepare(question):
 
 
 def ceilings():
-    """The read rate of a sum over 4 GiB, and an 8192^3 bf16 product."""
+    """The read rate of a sum over 4 GiB, and a large bf16 product."""
     values = torch.randn(1 << 30, device="cuda")
-    x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    y = torch.randn_like(x)
     read = Timed(lambda _: values.sum(), 8, 0.02)
-    product = Timed(lambda _: x @ y, 8, 0.02)
+    product = timed_product(torch.bfloat16, 0.02)
     median = lambda timed: sorted(timed.microseconds() for _ in range(5))[2]  # noqa: E731
     return {
         "readGbps": values.numel() * 4 / median(read) / 1e3,
-        "bfloat16": 2 * 8192**3 / median(product) / 1e6,
+        "bfloat16": 2 * PRODUCT_SIDE**3 / median(product) / 1e6,
     }
+
+
+def errors_of_outputs(params, folder):
+    """How far the other side's output, and the peers' own on the same inputs, are from float64."""
+    dtype = DTYPES[params["dtype"]]
+    tensor = lambda name: precision.load(folder, name, params, dtype).cuda()  # noqa: E731
+    q, k, v = (tensor(name) for name in "qkv")
+    want = precision.reference(q, k, v)
+    errors, failed = {"flash-gqa": precision.errors(tensor("o"), want)}, {}
+    for name, backend in IMPLEMENTATIONS.items():
+        try:
+            with sdpa_kernel([backend]):
+                o = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            errors[name] = precision.errors(o, want)
+        except Exception as error:
+            failed[name] = first_line(error)
+    return errors, failed
 
 
 def main():
@@ -145,6 +173,9 @@ def main():
                 answer(impls=list(timed), failed=failed)
             elif question["do"] == "ceilings":
                 answer(**ceilings())
+            elif question["do"] == "precision":
+                errors, failed = errors_of_outputs(question["params"], question["folder"])
+                answer(errors=errors, failed=failed)
             else:
                 answer()
         except Exception as error:

@@ -50,8 +50,7 @@ export class CacheMemory implements TableDevice {
     return this.#pool.bytes + this.#table.bytes;
   }
 
-  grow(rows: number): void {
-    const operation = "cache.open";
+  grow(operation: string, rows: number): void {
     this.#device.notCapturing(operation);
     for (const graph of this.#graphs) {
       const live = graph.deref();

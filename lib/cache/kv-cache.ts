@@ -119,7 +119,7 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
     const { prefixLen, text, priority } = checkOpening(operation, this.layout, options);
     expectShort(operation, text);
     this.#live(operation);
-    return this.#ledger.open(prefixLen, text, priority);
+    return this.#ledger.open(operation, prefixLen, text, priority);
   }
 
   /** As `open`, for tokens of any length: the event loop runs on while they are hashed. */
@@ -129,7 +129,7 @@ export class KvCache extends EventEmitter<CacheEvents> implements Disposable {
     const { prefixLen, text, priority } = checkOpening(operation, this.layout, options);
     if (text !== null) await this.#hashAhead(text);
     this.#live(operation);
-    return this.#ledger.open(prefixLen, text, priority);
+    return this.#ledger.open(operation, prefixLen, text, priority);
   }
 
   /**

@@ -10,20 +10,15 @@ import { HostSlots } from "./host-slots";
 import { PagePool } from "./page-pool";
 import { PageTable } from "./page-table";
 import { checkLateTold } from "./requests";
+import { type Extent, firstPageHeld, type Retention } from "./retention";
 import { Sequence } from "./sequence";
-import {
-  type Extent,
-  firstPageHeld,
-  type PageCopy,
-  type Retention,
-  SequencePages,
-} from "./sequence-pages";
+import { type PageCopy, SequencePages, type Tally } from "./sequence-pages";
 import type { Text } from "./text";
 
 /** The device's copy of the page table. A method that throws has changed nothing. */
 export interface TableDevice {
-  /** Makes room for `rows` rows, keeping the contents. */
-  grow(rows: number): void;
+  /** Makes room for `rows` rows, keeping the contents. `operation` is whose sequence needs one, for errors. */
+  grow(operation: string, rows: number): void;
   /** Writes numPairs words, pairs [numPairs, 2] of (index, page id); reads `pairs` before it returns. */
   write(pairs: Int32Array, numPairs: number): void;
   /** Copies the first `count` entries of one row to another. */
@@ -82,6 +77,7 @@ export class Ledger {
   readonly host: HostSlots;
   readonly config: LedgerConfig;
   readonly sequences: Set<Sequence> = new Set();
+  readonly tally: Tally = { tokens: 0, offloaded: 0 };
   readonly #device: TableDevice;
   #pairs = new Int32Array(64);
   #nextId = 0;
@@ -99,8 +95,13 @@ export class Ledger {
   }
 
   /** A sequence that begins with what the cache has of `text`. Without one it is never shared by its tokens. */
-  open(prefixLen: number, text: Text | null = null, priority: number = 0): Sequence {
-    const sequence = this.#add("cache.open", prefixLen, text, priority);
+  open(
+    operation: string,
+    prefixLen: number,
+    text: Text | null = null,
+    priority: number = 0,
+  ): Sequence {
+    const sequence = this.#add(operation, prefixLen, text, priority);
     if (text === null || text.length === 0) return sequence;
     const pages = this.match(text);
     sequence.pages.adopt(pages);
@@ -164,14 +165,10 @@ export class Ledger {
   }
 
   fork(parent: Sequence): Sequence {
-    expectIdle("sequence.fork", this.sequences, parent);
+    const operation = "sequence.fork";
+    expectIdle(operation, this.sequences, parent);
     const { prefixLen, pages } = parent;
-    const child = this.#add(
-      "sequence.fork",
-      prefixLen,
-      pages.text?.clone() ?? null,
-      pages.priority,
-    );
+    const child = this.#add(operation, prefixLen, pages.text?.clone() ?? null, pages.priority);
     try {
       this.sendChanges();
       this.#device.copyRow(parent.pages.row, child.pages.row, parent.pages.entries.length);
@@ -309,24 +306,11 @@ export class Ledger {
     if (pages > 0) this.#notify("evict", { pages });
   }
 
-  /** Tokens of all open sequences; shared ones count once for each. */
-  get tokens(): number {
-    let sum = 0;
-    for (const sequence of this.sequences) sum += sequence.length;
-    return sum;
-  }
-
-  /** Sequences whose pages lie on the host. */
-  get offloaded(): number {
-    let count = 0;
-    for (const sequence of this.sequences) if (sequence.offloaded) count++;
-    return count;
-  }
-
   #add(operation: string, prefixLen: number, text: Text | null, priority: number): Sequence {
     if (!this.table.hasFreeRow) this.#grow(operation);
     const row = this.table.takeRow();
-    const pages = new SequencePages(this.pool, this.table, this.config, row, text, priority);
+    const { pool, table, config, tally } = this;
+    const pages = new SequencePages(pool, table, config, tally, row, text, priority);
     const sequence = new Sequence(INTERNAL, this, this.#nextId++, prefixLen, pages);
     this.sequences.add(sequence);
     return sequence;
@@ -350,7 +334,7 @@ export class Ledger {
       );
     }
     const rows = Math.min(2 * this.table.rows, maxSequences);
-    this.#device.grow(rows);
+    this.#device.grow(operation, rows);
     this.table.grow(rows);
   }
 }

@@ -13,34 +13,20 @@
 // Entry i always stands for tokens [i * pageSize, (i + 1) * pageSize). Entries only grow, except at truncate, where a
 // shared last page is copied (at plan, undone by rollback) and where the null page replaces what left the window.
 
-import { firstInWindow, firstPositionFrom } from "../window";
+import { firstPositionFrom } from "../window";
 import type { Shortage } from "./ledger";
 import type { PagePool } from "./page-pool";
 import { NULL_PAGE } from "./page-pool";
 import type { PageTable } from "./page-table";
+import { type Extent, firstPageHeld, type Retention } from "./retention";
 import type { Text } from "./text";
 
-/** What decides which pages a sequence keeps. Tokens. */
-export interface Retention {
-  readonly pageSize: number;
-  /** The widest window of any layer; 0: some layer sees everything, so no page is given back. */
-  readonly window: number;
-  readonly sinkTokens: number;
-  readonly rollbackTokens: number;
-}
-
-/** A sequence as far as its pages go. */
-export interface Extent {
-  readonly length: number;
-  readonly prefixLen: number;
-  readonly firstLive: number;
-}
-
-/** The first page, sinks apart, that a sequence of `length` tokens holds: all later queries' windows begin there. */
-export function firstPageHeld(keep: Retention, length: number): number {
-  const { pageSize, window, rollbackTokens } = keep;
-  // The leftmost query that may still come stands at length - rollbackTokens.
-  return Math.floor(firstInWindow(length - rollbackTokens, window) / pageSize);
+/** Of all open sequences together: kept as they change, so that nobody has to visit them to know. */
+export interface Tally {
+  /** Committed ones; a shared one counts in each. */
+  tokens: number;
+  /** Sequences whose pages lie on the host. */
+  offloaded: number;
 }
 
 /** A page to copy before the step writes into it. */
@@ -67,6 +53,7 @@ export class SequencePages {
   #pool: PagePool;
   #table: PageTable;
   #keep: Retention;
+  readonly #tally: Tally;
   #length = 0;
   #count = 0; // entries in use
   #sinkPages: number; // entries that sinks keep
@@ -82,6 +69,7 @@ export class SequencePages {
     pool: PagePool,
     table: PageTable,
     keep: Retention,
+    tally: Tally,
     row: number,
     text: Text | null,
     priority: number,
@@ -89,6 +77,7 @@ export class SequencePages {
     this.#pool = pool;
     this.#table = table;
     this.#keep = keep;
+    this.#tally = tally;
     this.row = row;
     this.text = text;
     this.priority = priority;
@@ -165,7 +154,7 @@ export class SequencePages {
     const known = this.text === null ? -1 : this.text.length - this.#length;
     // Behind a token that was never told no page can be named.
     if (told !== null && known >= 0) this.text?.append(told.subarray(known));
-    this.#length += this.#reserved;
+    this.#resize(this.#length + this.#reserved);
     this.#reserved = 0;
     if (this.#copiedFrom !== NULL_PAGE) this.#pool.release(this.#copiedFrom);
     this.#copiedFrom = NULL_PAGE;
@@ -212,7 +201,7 @@ export class SequencePages {
   /** The caller has checked canTruncate. */
   truncate(length: number): void {
     this.#releaseEntries(Math.ceil(length / this.#keep.pageSize));
-    this.#length = length;
+    this.#resize(length);
     this.text?.truncate(length);
     this.#named = Math.min(this.#named, Math.floor(length / this.#keep.pageSize));
     if (this.#count <= this.#sinkPages) this.#firstLive = this.#sinkPages;
@@ -233,7 +222,7 @@ export class SequencePages {
       this.#table.set(this.row, i, page);
     }
     this.#count = this.#named = count;
-    this.#length = count * pageSize;
+    this.#resize(count * pageSize);
   }
 
   /** Pages of a sequence of `length` tokens that has given back those from the sinks to firstLive. */
@@ -250,14 +239,14 @@ export class SequencePages {
       const page = this.#holds(this.#count) ? this.#pool.allocate() : NULL_PAGE;
       this.#table.set(this.row, this.#count, page);
     }
-    this.#length = length;
+    this.#resize(length);
   }
 
   /** The bytes lie in `slots`, one for each live page: gives the pages back, and keeps the length. */
   leave(slots: Int32Array): void {
     this.#releaseEntries(0);
     this.#named = 0;
-    this.#away = slots;
+    this.#sendAway(slots);
   }
 
   /**
@@ -290,7 +279,7 @@ export class SequencePages {
   /** The bytes are in their pages again; the slots are free. */
   arrive(): Int32Array {
     const { slots } = this;
-    this.#away = null;
+    this.#sendAway(null);
     this.#nameFullPages();
     return slots;
   }
@@ -328,7 +317,7 @@ export class SequencePages {
   shareWith(other: SequencePages): void {
     for (const page of this.entries) if (page !== NULL_PAGE) this.#pool.retain(page);
     this.#table.copyRow(this.row, other.row, this.#count);
-    other.#length = this.#length;
+    other.#resize(this.#length);
     other.#count = this.#count;
     other.#firstLive = this.#firstLive;
     other.#named = this.#named;
@@ -337,9 +326,19 @@ export class SequencePages {
   /** Gives back every page and the row. The slots are the caller's to give back. */
   release(): void {
     this.#releaseEntries(0);
-    this.#away = null;
-    this.#length = 0;
+    this.#sendAway(null);
+    this.#resize(0);
     this.#table.giveRow(this.row);
+  }
+
+  #resize(length: number): void {
+    this.#tally.tokens += length - this.#length;
+    this.#length = length;
+  }
+
+  #sendAway(slots: Int32Array | null): void {
+    this.#tally.offloaded += Number(slots !== null) - Number(this.offloaded);
+    this.#away = slots;
   }
 
   /** Whether entry `index` is a page and not the null page. */

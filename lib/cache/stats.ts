@@ -41,6 +41,7 @@ export interface CacheStats {
 
 export function cacheStats({ layout, ledger, memory, host }: CacheParts): CacheStats {
   const { total, used, cached, free, shared, pinned, highWater, evictions } = ledger.pool;
+  const { tokens, offloaded } = ledger.tally;
   const bytesPerPage = layout.numLayers * layout.pageBytes;
   return {
     pages: { total, used, cached, free, shared, pinned },
@@ -58,8 +59,8 @@ export function cacheStats({ layout, ledger, memory, host }: CacheParts): CacheS
         used: ledger.host.used * bytesPerPage,
       },
     },
-    tokens: ledger.tokens,
+    tokens,
     sequences: ledger.sequences.size,
-    offloaded: ledger.offloaded,
+    offloaded,
   };
 }

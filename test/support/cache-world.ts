@@ -62,7 +62,7 @@ export class World {
     );
     this.#table = new Int32Array(64).fill(-1);
     this.ledger = new Ledger(this.config, {
-      grow: (rows) => {
+      grow: (_, rows) => {
         const table = new Int32Array(rows * 64).fill(-1);
         table.set(this.#table);
         this.#table = table;
@@ -186,7 +186,7 @@ export class World {
     const text = new Text(this.config.pageSize, op.salt, Int32Array.from(prompt));
     const found = this.#findable(op.salt, prompt);
     expect(this.ledger.match(text) * this.config.pageSize).toBe(found);
-    const sequence = this.ledger.open(0, text, op.priority);
+    const sequence = this.ledger.open("cache.open", 0, text, op.priority);
     expect(sequence.length).toBe(found);
     if (prompt.length > 0) expect(sequence.length).toBeLessThan(prompt.length);
     this.model.set(sequence, { salt: op.salt, tokens: prompt.slice(0, found), prompt });
@@ -303,7 +303,12 @@ export class World {
     expect(pool.used).toBe(count((page) => owners[page]! + pool.pins(page) > 0));
     expect(pool.pinned).toBe(count((page) => pool.pins(page) > 0));
     expect(pool.shared).toBe(owners.filter((count) => count > 1).length);
-    expect([...ledger.sequences]).toEqual([...this.model.keys()]);
+    const open = [...ledger.sequences];
+    expect(open).toEqual([...this.model.keys()]);
+    expect(ledger.tally).toEqual({
+      tokens: open.reduce((sum, { length }) => sum + length, 0),
+      offloaded: open.filter(({ offloaded }) => offloaded).length,
+    });
     this.#host.check();
     this.ledger.sendChanges();
     for (const [sequence, { salt, tokens }] of this.model) {
