@@ -173,7 +173,8 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   if (rounds <= static_cast<int64_t>(args.teams_alone) * decode::kRoundsAlone)
     args.teams = args.teams_alone;
   args.part_o = static_cast<float4*>(device.merge_places);
-  args.part_state = reinterpret_cast<float2*>(args.part_o + 2 * places * args.teams * args.team_blocks);
+  args.part_state =
+      reinterpret_cast<float2*>(args.part_o + 2 * places * args.teams * args.team_blocks);
 }
 
 Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {

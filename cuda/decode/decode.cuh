@@ -138,8 +138,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
 #pragma unroll
     for (int j = 0; j < Math::kCols; j += 2)
       *reinterpret_cast<float2*>(
-          output_at(slabs[r / kWarpRows], r % kWarpRows,
-                                           math.first_col() + Math::col_step(j))) =
+          output_at(slabs[r / kWarpRows], r % kWarpRows, math.first_col() + Math::col_step(j))) =
           make_float2(o[i][j], o[i][j + 1]);
     if (math.leads_row()) shared.state[warp][r] = state[i];
   }
@@ -162,8 +161,7 @@ __device__ __forceinline__ void merge_warps(SharedStorage<T>& shared, const Deco
   state.raise_max(max);
   float factors[kKeyWarps];
 #pragma unroll
-  for (int warp = 0; warp < kKeyWarps; ++warp)
-    factors[warp] = state.add(shared.state[warp][r]);
+  for (int warp = 0; warp < kKeyWarps; ++warp) factors[warp] = state.add(shared.state[warp][r]);
   const int32_t step = 1 << pair.log_row_threads;
 #pragma unroll 1
   for (int32_t quad = thread & (step - 1); quad < kQuads; quad += step) {
@@ -276,15 +274,14 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
       // memory together.
       const int32_t first = first_unit * division.rounds_per_unit * kKeyWarps;
       const int32_t last = (first_unit + taken) * division.rounds_per_unit * kKeyWarps;
-      held = attend<T>(shared, args, parities, pair, rows, one ? first_unit * kKeyWarps : first,
-                       one ? pair.slabs : last, one ? units * kKeyWarps : kKeyWarps, guessed,
-                       [&] {
-                         if (threadIdx.x != T::kThreads - 32) return;
-                         shared.pairs[num_pending] = SharedPair(
-                             args, {pair.sequence.q_start, kv_head, first_row, max_i32(0, rows.rows)},
-                             x, T::kHeadDim / kOctet, T::kThreads, team - before,
-                             before + behind + 1, before);
-                       });
+      held = attend<T>(
+          shared, args, parities, pair, rows, one ? first_unit * kKeyWarps : first,
+          one ? pair.slabs : last, one ? units * kKeyWarps : kKeyWarps, guessed, [&] {
+            if (threadIdx.x != T::kThreads - 32) return;
+            shared.pairs[num_pending] = SharedPair(
+                args, {pair.sequence.q_start, kv_head, first_row, max_i32(0, rows.rows)}, x,
+                T::kHeadDim / kOctet, T::kThreads, team - before, before + behind + 1, before);
+          });
       guessed = false;
       const Progress& progress = shared.progress;
       x = progress.x;

@@ -23,9 +23,10 @@ constexpr int kRoundsAlone = 12;
 
 struct DecodeArgs {
   AttentionParams params;
-  float4* part_o;      // [2 * blocks, rows, head_dim / 8, 2] places of parts, unnormalised, and
-  float2* part_state;  // [2 * blocks, rows, head_dim / 8] their (max, sum); every word is 0xffffffff
-                       // between launches
+  float4* part_o;  // [2 * blocks, rows, head_dim / 8, 2] places of parts, unnormalised, and
+  float2*
+      part_state;  // [2 * blocks, rows, head_dim / 8] their (max, sum); every word is 0xffffffff
+                   // between launches
   int32_t group_size;
   int32_t group_inverse;  // 65536 / group_size + 1
   int32_t max_rows;       // sequences of more rows (q_len * group_size) are another launch's

@@ -49,10 +49,9 @@ struct Pair {
   int32_t slabs;     // at least 1: who sees no key still has rows to write
 
   __device__ Pair(const DecodeArgs& args, int32_t b, const Lengths& lengths, int32_t* fault)
-      : sequence(
-            checked_sequence(args.params.batch, args.params.kv, b, lengths.words, fault)),
-        mask{sequence.q_len,          sequence.kv_len,    args.params.causal,
-             args.params.window,      args.params.sink_tokens, lengths.prefix_len},
+      : sequence(checked_sequence(args.params.batch, args.params.kv, b, lengths.words, fault)),
+        mask{sequence.q_len,     sequence.kv_len,         args.params.causal,
+             args.params.window, args.params.sink_tokens, lengths.prefix_len},
         visible(mask.rows(0, sequence.q_len - 1)),
         rows(sequence.q_len * args.group_size),
         slabs(rows == 0 || rows > args.max_rows

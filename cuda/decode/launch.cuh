@@ -23,7 +23,8 @@ inline bool encode_slab_maps(const AttentionParams& p, bool whole, KvMaps& maps)
            encode_map<5>(maps.v, p.dtype, pages + heads * head_bytes, dims, strides, box);
   }
   const uint64_t dims[5] = {columns, at_least_one(kv.total_kv), halves, heads, 1};
-  const uint64_t k_strides[4] = {kv.k_stride_token * elem, 128, d * elem, 16};  // one page: not used
+  const uint64_t k_strides[4] = {kv.k_stride_token * elem, 128, d * elem,
+                                 16};  // one page: not used
   const uint64_t v_strides[4] = {kv.v_stride_token * elem, 128, d * elem, 16};
   return encode_map<5>(maps.k, p.dtype, kv.k, dims, k_strides, box) &&
          encode_map<5>(maps.v, p.dtype, kv.v, dims, v_strides, box);

@@ -35,8 +35,8 @@ struct OutputRows {
     float scale = 1.0f;
     if (params.sink_logits != nullptr) scale = state.add_sink(params.sink_logits[head]);
     scale *= state.inverse_sum();
-    auto* const to = reinterpret_cast<uint2*>(static_cast<Element*>(params.o) +
-                                              row * params.head_dim + col);
+    auto* const to =
+        reinterpret_cast<uint2*>(static_cast<Element*>(params.o) + row * params.head_dim + col);
 #pragma unroll
     for (int i = 0; i < kQuads; ++i)
       to[i] = make_uint2(ptx::pack<Element>(o[i].x * scale, o[i].y * scale),
@@ -141,7 +141,8 @@ struct SharedPair {
   __device__ void store_part(const DecodeArgs& args, int32_t quad, SoftmaxState state,
                              const float4& o) const {
     store_place(args.part_o + 2 * at + quad, o);
-    if (quad % 2 == 0) store_place(args.part_state + at + quad / 2, make_float2(state.max, state.sum));
+    if (quad % 2 == 0)
+      store_place(args.part_state + at + quad / 2, make_float2(state.max, state.sum));
   }
 
   // Finishes this block's share of the rows, once the other blocks, all of which are resident, have

@@ -48,8 +48,8 @@ struct Queries {
       const int lane = threadIdx.x % 32;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const auto* q =
-            reinterpret_cast<const uint32_t*>(row(args, pair, tile, i * 8 + lane / 4) + lane % 4 * 2);
+        const auto* q = reinterpret_cast<const uint32_t*>(row(args, pair, tile, i * 8 + lane / 4) +
+                                                          lane % 4 * 2);
 #pragma unroll
         for (int c = 0; c < T::kHeadDim / 8; ++c)
           a[0][c / 2][c % 2 * 2 + i] = c * 8 < args.params.head_dim ? q[c * 4] : 0;

@@ -40,8 +40,7 @@ struct TmaRing : SlabWalk {
   __device__ void prefetch() {
     if (!leads || begin >= end) return;
     const Box box(*this, begin, __shfl_sync(0xffffffffu, pages_now, 0));
-    if (box.mine)
-      tma_prefetch_5d(*box.map, box.half * 64, box.row, 0, kv_head, box.page);
+    if (box.mine) tma_prefetch_5d(*box.map, box.half * 64, box.row, 0, kv_head, box.page);
   }
 
   __device__ void ask_first() {

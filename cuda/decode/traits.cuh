@@ -30,8 +30,9 @@ struct Traits {
   // them bring nothing, but for 256 threads.
   static constexpr int kBlocksPerSm = kHeadDim == 256 || kHeadDim * kGroups > 256 ? 1 : 2;
   static constexpr size_t kLeastSmem = kBlocksPerSm == 2 ? 78 * 1024 : 0;
-  static constexpr int kStages = (kTma && kGroups == 1 && kHeadDim <= 128 ? 64 : 192 / kBlocksPerSm) *
-                                 1024 / (2 * kKeyWarps * static_cast<int>(sizeof(Tile)));
+  static constexpr int kStages =
+      (kTma && kGroups == 1 && kHeadDim <= 128 ? 64 : 192 / kBlocksPerSm) * 1024 /
+      (2 * kKeyWarps * static_cast<int>(sizeof(Tile)));
   static_assert(kGroups == 1 || kTma);
 };
 
@@ -53,8 +54,8 @@ struct RowTile {
 struct Progress {
   Division division;  // its pair is the one at hand
   RowTile rows;
-  int32_t left;       // units
-  int32_t x;          // of the column of rows at hand
+  int32_t left;  // units
+  int32_t x;     // of the column of rows at hand
   int32_t num_pending;
   int32_t crosses;  // 1: other blocks have parts of the pair at hand
 };
@@ -72,8 +73,8 @@ struct SharedStorage {
   Division division;  // that it came to
   Progress progress;
   // Of what is read before the launches in front are done:
-  int32_t ignored_fault;       // in lengths, reported once they are confirmed
-  int32_t ignored_page_fault;  // in page ids, which are looked at again
+  int32_t ignored_fault;                 // in lengths, reported once they are confirmed
+  int32_t ignored_page_fault;            // in page ids, which are looked at again
   Slab<T> ring[kKeyWarps * T::kStages];  // fewer stages where memory is short
 
   static constexpr size_t bytes(int stages) {

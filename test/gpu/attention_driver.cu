@@ -197,8 +197,9 @@ cuda::DeviceTraits device_traits() {
   check(cudaDeviceGetAttribute(&smem, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), "smem");
   static const Buffer places(cuda::kMergeBytes);  // a Buffer is 0xff until written
   static const Buffer counters(std::vector<int32_t>(cuda::kNumCounters, 0));
-  return {10 * major + minor, sms, static_cast<size_t>(smem), counters.as<int32_t>(),
-          places.as<void>(), cuda::has_copy_engine()};
+  return {10 * major + minor,        sms,
+          static_cast<size_t>(smem), counters.as<int32_t>(),
+          places.as<void>(),         cuda::has_copy_engine()};
 }
 
 }  // namespace
