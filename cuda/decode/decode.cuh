@@ -1,6 +1,6 @@
-// Attention of few rows against many keys: K and V are read from memory once, by warps that share
-// nothing while they read, and the parts are merged in the same launch. docs/decode.md has the
-// design, the floors and the log.
+// Attention of few rows against many keys: K and V are read from memory once, through rings that
+// share nothing, and the parts are merged in the same launch. docs/decode.md has the design, the
+// floors and the log.
 #pragma once
 
 #include "../dependent_launch.cuh"

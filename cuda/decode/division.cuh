@@ -4,8 +4,8 @@
 //   slab   kSlabKeys keys of one sequence and one KV head, the unit a warp works on
 //   round  kKeyWarps slabs, one for each warp of a block
 //   unit   rounds_per_unit rounds; the last unit of a sequence may be shorter
-//   team   blocks that work on the same keys side by side, one for each head, and for each 16 rows of
-//          it: in memory their keys are neighbours, or the same
+//   team   blocks that work on the same keys side by side, one for each head and tile of
+//          rows: in memory their keys are neighbours, or the same
 //
 //   units:  | sequence 0: u u u u | sequence 1: u u u u u u | sequence 2: u u | ...
 //   teams:  |   0   |   1   |   2   |   3   |   4   | ...      team t: [t * w, t * w + w)
