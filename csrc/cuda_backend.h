@@ -99,7 +99,7 @@ class CudaBackend : public Backend {
                   WaitCallback done);
 
   // The fault word, then the counters and the places of cuda/attention.h.
-  static constexpr size_t kWordBytes = 256;
+  static constexpr size_t kWordBytes = 4096;
   static constexpr size_t kSharedBytes = kWordBytes + cuda::kMergeBytes;
   static_assert((1 + cuda::kNumCounters) * sizeof(int32_t) <= kWordBytes);
 

@@ -31,6 +31,11 @@ struct Plan {
   size_t partial_o_bytes = 0;  // launches follow each other on one stream and share the memory
   size_t partial_state_bytes = 0;
   bool hopper_prefill = false;  // sequences of more rows than kShort takes go to sm90/
+  size_t hopper_bytes = 0;
+  size_t workspace_bytes() const {
+    const size_t partial_bytes = partial_o_bytes + partial_state_bytes;
+    return partial_bytes > hopper_bytes ? partial_bytes : hopper_bytes;
+  }
 };
 
 const Family* find_family(const AttentionParams& params) {
@@ -102,15 +107,10 @@ void choose_splits(Launch& launch, Route route, const DeviceTraits& device) {
       max_i32(1, min_i32(static_cast<int32_t>(fill), ceil_div(tiles, kMinTilesPerSplit)));
 }
 
-// The Hopper kernel divides rows and heads among blocks, never keys: with too few tiles to occupy a
-// quarter of the device, the kernels that split keys are faster. Depends on the shape alone, not on
-// lengths, so that paged and dense keys take the same way.
 bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
                           [[maybe_unused]] const DeviceTraits& device) {
 #ifdef FLASH_GQA_SM90
-  if (!sm90::prefill_supports(params, device)) return false;
-  const int64_t rows = static_cast<int64_t>(max_q_len(params.batch)) * params.num_q_heads;
-  return params.fixed_split > 0 || rows * params.batch.batch_size >= device.num_sms / 4 * 128;
+  return sm90::prefill_supports(params, device);
 #else
   return false;
 #endif
@@ -199,6 +199,9 @@ Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
     if (longest <= min_rows || shortest > max_rows) continue;
     if (route == kPrefill && takes_hopper_prefill(params, device)) {
       plan.hopper_prefill = true;
+#ifdef FLASH_GQA_SM90
+      plan.hopper_bytes = sm90::prefill_workspace(params, kRouteMaxRows[kShort], device);
+#endif
       continue;
     }
 
@@ -213,7 +216,8 @@ Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
     args.tile_kv = launch.variant->tile_kv;
     const int32_t rows = static_cast<int32_t>(longest < max_rows ? longest : max_rows);
     args.row_tiles = ceil_div(rows, args.tile_q);
-    args.section_heads = section_heads(params);
+    args.section_heads =
+        section_heads(params, static_cast<int64_t>(batch.batch_size) * params.num_kv_heads);
     args.item_rows = min_i32(rows, args.tile_q);
     launch.items = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads * args.row_tiles;
     choose_splits(launch, static_cast<Route>(route), device);
@@ -273,8 +277,7 @@ bool has_copy_engine() {
 
 size_t attention_workspace(const AttentionParams& params, const DeviceTraits& device) {
   if (!heads_divide(params)) return 0;
-  const Plan plan = make_plan(params, device);
-  return plan.partial_o_bytes + plan.partial_state_bytes;
+  return make_plan(params, device).workspace_bytes();
 }
 
 cudaError_t attention(const AttentionParams& params, void* workspace, const DeviceTraits& device,
@@ -282,7 +285,7 @@ cudaError_t attention(const AttentionParams& params, void* workspace, const Devi
   if (!heads_divide(params)) return cudaErrorInvalidValue;
   Plan plan = make_plan(params, device);
   if (!valid(params, plan, device)) return cudaErrorInvalidValue;
-  if (plan.partial_o_bytes > 0 && workspace == nullptr) return cudaErrorInvalidValue;
+  if (plan.workspace_bytes() > 0 && workspace == nullptr) return cudaErrorInvalidValue;
 
   auto* const partial_o = static_cast<unsigned char*>(workspace);
   if (plan.decode != nullptr) {
@@ -303,7 +306,8 @@ cudaError_t attention(const AttentionParams& params, void* workspace, const Devi
     if (status != cudaSuccess) return status;
   }
 #ifdef FLASH_GQA_SM90
-  if (plan.hopper_prefill) return sm90::prefill(params, kRouteMaxRows[kShort], device, stream);
+  if (plan.hopper_prefill)
+    return sm90::prefill(params, kRouteMaxRows[kShort], workspace, device, stream);
 #endif
   return cudaSuccess;
 }

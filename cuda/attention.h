@@ -23,7 +23,7 @@ struct DeviceTraits {
   void* merge_places;
   bool copy_engine;  // has_copy_engine() said so
 };
-constexpr int kNumCounters = 32;
+constexpr int kNumCounters = 512;
 constexpr size_t kMergeBytes = 16 << 20;
 
 // Whether the kernels that the current device runs use its copy engine (sm_90 and later, and code that

@@ -190,7 +190,14 @@ struct KvSource {
   // masked.
   template <class Read = PlainRead>
   GQA_HOST_DEVICE int32_t page_of(int32_t key, const Read& read = {}) const {
-    const int32_t page = read(pages + (key >> page_shift));
+    return checked_page(page_entry(key, read));
+  }
+  // In two steps, for who has something to do until the entry is there.
+  template <class Read = PlainRead>
+  GQA_HOST_DEVICE int32_t page_entry(int32_t key, const Read& read = {}) const {
+    return read(pages + (key >> page_shift));
+  }
+  GQA_HOST_DEVICE int32_t checked_page(int32_t page) const {
     if (page >= 0 && page < num_pages) return page;
     set_fault(fault, kFaultPageId);
     return -1;

@@ -13,10 +13,9 @@ namespace flash_gqa::cuda {
 
 constexpr int64_t kSectionBytes = 16 << 20;
 
-// Heads of one section; the last may have fewer.
-inline int32_t section_heads(const AttentionParams& params) {
+// Of so many heads, those of one section; the last may have fewer.
+inline int32_t section_heads(const AttentionParams& params, int64_t heads) {
   const BatchView& batch = params.batch;
-  const int64_t heads = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads;
   const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
   const int64_t kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
   const int64_t head_bytes =

@@ -6,13 +6,10 @@
 #include "../tile/mma.cuh"
 #include "../tile/wgmma.cuh"
 #include "fragment.cuh"
+#include "parts.cuh"
 #include "producer.cuh"
 
 namespace flash_gqa::cuda::sm90 {
-
-// Named hardware barriers. 0 is __syncthreads.
-constexpr int kTurnBarrier = 1;       // + warpgroup: its turn at the tensor cores
-constexpr int kWarpgroupBarrier = 5;  // + warpgroup: its own 128 threads
 
 // Probabilities of one thread and row stay below this, in every 16-bit type.
 constexpr float kLargeSum = 4096.0f;
@@ -84,10 +81,7 @@ struct Consumer {
   // anything. Only the last tile of keys has any. All warpgroups write the same zeros.
   __device__ __forceinline__ void clear_tail(int32_t first_row) {
     barrier_wait(shared.v_full[v.slot], v.parity);
-    for (int half = 0; half < Traits::kHalves; ++half) {
-      uint4* rows = reinterpret_cast<uint4*>(&shared.v[v.slot].data[half][first_row][0]);
-      for (int i = thread; i < (kTileKv - first_row) * 8; i += 128) rows[i] = uint4{0, 0, 0, 0};
-    }
+    shared.v[v.slot].clear_from(first_row, thread);
     fence_async_proxy();
     ptx::named_barrier_sync(kWarpgroupBarrier + warpgroup, 128);
   }
@@ -109,7 +103,7 @@ struct Consumer {
       state[r] = SoftmaxState{};
       // Rows beyond the last token hold anything. With a maximum that nothing exceeds they have no
       // say in the votes, on which the bits of other rows depend.
-      if (schedule.token_of(row(r)) >= work.tokens) state[r].max = -minus_infinity();
+      if (row(0) >= work.tokens * schedule.group_size - 8 * r) state[r].max = -minus_infinity();
     }
   }
   __device__ __forceinline__ void clear_output() {
@@ -236,33 +230,18 @@ struct Consumer {
     for (int i = 0; i < kHeadDim / 2; ++i) rO[i] *= factor[i / 2 % 2];
   }
 
-  // Where the rows of a tile go.
-  struct Output {
-    int32_t first_row;  // of o and lse
-    int32_t first_head;
-    int32_t tokens;
-  };
-  __device__ __forceinline__ Output output() const {
+  __device__ __forceinline__ OutputTile output() const {
     return {work.sequence.q_start + work.first_token, work.kv_head * schedule.group_size,
             work.tokens};
-  }
-  __device__ __forceinline__ OutputRow output_row(const Output& out, int r) const {
-    const int32_t in_tile = row(r);
-    const int32_t token = schedule.token_of(in_tile);
-    const int32_t head = out.first_head + in_tile - token * schedule.group_size;
-    return {static_cast<int64_t>(out.first_row + token) * params.num_q_heads + head, head,
-            token < out.tokens};
   }
 
   // All keys are in the state, if not yet in rO: writes lse. scale[r] is what rO's row is to be
   // multiplied by in the end.
-  __device__ __forceinline__ void finish_state(const Output& out, float (&scale)[2]) {
+  __device__ __forceinline__ void finish_state(const OutputTile& out, float (&scale)[2]) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      float& sum = state[r].sum;
-      sum += __shfl_xor_sync(0xffffffff, sum, 1);
-      sum += __shfl_xor_sync(0xffffffff, sum, 2);
-      const OutputRow to = output_row(out, r);
+      state[r].sum = sum_of_quad(state[r].sum);
+      const OutputRow to = out.row(schedule, params, row(r));
       scale[r] = 1.0f;
       if (params.sink_logits != nullptr && to.valid) {
         scale[r] = state[r].add_sink(params.sink_logits[to.head]);
@@ -271,11 +250,18 @@ struct Consumer {
       if (params.lse != nullptr && to.valid && thread % 4 == 0) params.lse[to.row] = state[r].lse();
     }
   }
-  __device__ __forceinline__ void store(const Output& out, const float (&scale)[2]) const {
+  __device__ __forceinline__ void store(const OutputTile& out, const float (&scale)[2]) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      store_row<T>(rO, r, scale[r], static_cast<T*>(params.o), params.head_dim, output_row(out, r));
+      store_row<T>(rO, r, scale[r], static_cast<T*>(params.o), params.head_dim,
+                   out.row(schedule, params, row(r)));
     }
+  }
+
+  __device__ __forceinline__ void finish(const OutputTile& out) {
+    float scale[2];
+    finish_state(out, scale);
+    store(out, scale);
   }
 
   __device__ __forceinline__ void release(Barrier& empty) {
@@ -322,39 +308,45 @@ struct Consumer {
     pack_probabilities();
   }
 
+  // The last values of a tile, with nothing to hide behind.
+  __device__ __forceinline__ void finish_values() {
+    rescale_output();
+    start_values();
+    wgmma_wait<0>();
+    keep_registers(rO);
+    release_values();
+  }
+
   __device__ __forceinline__ void run() {
     const bool plain = params.soft_cap == 0.0f && params.sm_scale > 0.0f;
-    Output out{};  // of the tile before, which is stored behind the first scores of this one
+    OutputTile out{};  // of the tile before, which is stored behind the first scores of this one
     bool unfinished = false;  // its last values are still to be multiplied
     if (warpgroup == Traits::kConsumers - 1) pass_turn();
     for (;;) {
       barrier_wait(shared.q_full[q.slot], q.parity);
       const int32_t count = load_uniform(shared.work[q.slot].key_tiles);
-      float scale[2];    // of the tile before
       if (count <= 0) {  // a tile that sees no keys, or the end
         if (unfinished) {
-          rescale_output();
-          start_values();
-          wgmma_wait<0>();
-          keep_registers(rO);
-          release_values();
-          finish_state(out, scale);
-          store(out, scale);
+          finish_values();
+          finish(out);
           unfinished = false;
         }
         if (count == kNoMoreWork) break;
         begin_tile();
         clear_output();
-        finish_state(output(), scale);
-        store(output(), scale);
         release(shared.q_empty[q.slot]);
         q.advance();
+        if (work.share == kWhole)
+          finish(output());
+        else
+          leave_part<Traits>(schedule, work.share, warpgroup, thread, rO, state);
         continue;
       }
 
       // Two paths, since the compiler must see each product meet its wait.
-      int32_t i = count - 1;
+      int32_t i;
       if (unfinished) {
+        float scale[2];
         rescale_output();
         barrier_wait(shared.k_full[k.slot], k.parity);
         take_turn();
@@ -363,16 +355,18 @@ struct Consumer {
         pass_turn();
         finish_state(out, scale);
         begin_tile();
-        finish_scores<false, 1>(TileRange(work.keys, kTileKv).key(i), i == 0);
+        i = work.key_first + count - 1;
+        finish_scores<false, 1>(TileRange(work.keys, kTileKv).key(i), count == 1);
         release_values();
         store(out, scale);
       } else {
         begin_tile();
+        i = work.key_first + count - 1;
         barrier_wait(shared.k_full[k.slot], k.parity);
         take_turn();
         start_scores();
         pass_turn();
-        finish_scores<false, 0>(TileRange(work.keys, kTileKv).key(i), i == 0);
+        finish_scores<false, 0>(TileRange(work.keys, kTileKv).key(i), count == 1);
       }
       clear_output();
       pack_probabilities();
@@ -382,16 +376,22 @@ struct Consumer {
       out = output();
       unfinished = true;
 
-      for (--i; i >= 0;) {
-        const int32_t stop = plain ? i - full_tiles_down(common, tiles, i) : i;
+      const int32_t last = work.key_first;
+      for (--i; i >= last;) {
+        const int32_t stop = plain ? max_i32(i - full_tiles_down(common, tiles, i), last - 1) : i;
         if (stop == i) {
-          step<false>(tiles.key(i), i == 0);
+          step<false>(tiles.key(i), i == last);
           --i;
         } else {
-          for (; i > stop; --i) step<true>(0, i == 0);
+          for (; i > stop; --i) step<true>(0, i == last);
         }
       }
       q.advance();
+      if (work.share != kWhole) {
+        finish_values();
+        unfinished = false;
+        if (part_completes<Traits>(schedule, work, warpgroup, thread, rO, state)) finish(out);
+      }
     }
   }
 };

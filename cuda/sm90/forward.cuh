@@ -12,13 +12,16 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
                          const __grid_constant__ TensorMaps maps,
                          const __grid_constant__ Schedule schedule) {
   // The 128-byte swizzle repeats every 1024 bytes.
+  allow_dependents();
   extern __shared__ __align__(1024) uint8_t raw[];
   auto& shared = *reinterpret_cast<typename Traits::SharedStorage*>(raw);
 
   if (threadIdx.x == 0) {
+    barrier_init(shared.work_wanted, 1);
     for (int i = 0; i < Traits::kQStages; ++i) {
       barrier_init(shared.q_full[i], 1);
-      barrier_init(shared.q_empty[i], 4 * Traits::kConsumers + 1);  // one arrival a warp
+      barrier_init(shared.q_empty[i], 4 * Traits::kConsumers + 2);  // one arrival a warp
+      barrier_init(shared.work_full[i], 1);
     }
     for (int i = 0; i < Traits::kKStages; ++i) {
       barrier_init(shared.k_full[i], 1);
@@ -41,6 +44,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       produce_keys<Traits>(shared, params, maps, schedule);
     } else if (warp == 1) {
       produce_values<Traits>(shared, params, maps, schedule);
+    } else if (warp == 2) {
+      produce_work<Traits>(shared, params, schedule);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.consumer_registers));

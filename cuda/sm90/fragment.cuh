@@ -4,6 +4,7 @@
 
 #include "../mask.h"
 #include "../tile/ptx.cuh"
+#include "schedule.cuh"
 
 namespace flash_gqa::cuda::sm90 {
 
@@ -38,6 +39,27 @@ struct OutputRow {
   int32_t head;
   bool valid;
 };
+
+// Where the rows of a tile go.
+struct OutputTile {
+  int32_t first_row;  // of o and lse
+  int32_t first_head;
+  int32_t tokens;
+
+  __device__ __forceinline__ OutputRow row(const Schedule& schedule, const AttentionParams& params,
+                                           int32_t in_tile) const {
+    const int32_t token = schedule.token_of(in_tile);
+    const int32_t head = first_head + in_tile - token * schedule.group_size;
+    return {static_cast<int64_t>(first_row + token) * params.num_q_heads + head, head,
+            token < tokens};
+  }
+};
+
+// Over the 4 lanes that share a row.
+__device__ __forceinline__ float sum_of_quad(float x) {
+  x += __shfl_xor_sync(0xffffffff, x, 1);
+  return x + __shfl_xor_sync(0xffffffff, x, 2);
+}
 
 // Writes row r (0 or 1) of the accumulator `o`, times scale, straight from the registers: lane t of
 // the 4 that share a row trades its 2 of every 8 columns for all 8 columns of chunk 4 * i + t.

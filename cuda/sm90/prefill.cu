@@ -29,9 +29,14 @@ bool prefill_supports(const AttentionParams& params, const DeviceTraits& device)
   return params.kv.page_table == nullptr || params.kv.page_size >= 8;
 }
 
-cudaError_t prefill(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device,
-                    cudaStream_t stream) {
-  return find_instance(params)->launch(params, min_rows, device, stream);
+size_t prefill_workspace(const AttentionParams& params, int32_t min_rows,
+                         const DeviceTraits& device) {
+  return find_instance(params)->workspace(params, min_rows, device);
+}
+
+cudaError_t prefill(const AttentionParams& params, int32_t min_rows, void* workspace,
+                    const DeviceTraits& device, cudaStream_t stream) {
+  return find_instance(params)->launch(params, min_rows, workspace, device, stream);
 }
 
 const char* prefill_name(const AttentionParams& params) { return find_instance(params)->name; }

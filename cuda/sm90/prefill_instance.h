@@ -9,8 +9,9 @@ struct PrefillInstance {
   int32_t tile_q;
   size_t smem;
   const char* name;
-  cudaError_t (*launch)(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device,
-                        cudaStream_t stream);
+  size_t (*workspace)(const AttentionParams& params, int32_t min_rows, const DeviceTraits& device);
+  cudaError_t (*launch)(const AttentionParams& params, int32_t min_rows, void* workspace,
+                        const DeviceTraits& device, cudaStream_t stream);
 };
 
 template <class Element, int kHeadDim>

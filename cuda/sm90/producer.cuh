@@ -2,7 +2,10 @@
 // of the products.
 #pragma once
 
+#include "../dependent_launch.cuh"
+#include "../tensor_map.h"
 #include "kv_loader.cuh"
+#include "rest.cuh"
 #include "schedule.cuh"
 #include "traits.cuh"
 
@@ -14,49 +17,110 @@ struct TensorMaps {
   KvMaps kv;
 };
 
-// A slot of a ring and the parity of its current round.
-template <int kStages>
-struct RingIndex {
-  int slot = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void advance() {
-    if (++slot == kStages) {
-      slot = 0;
-      parity ^= 1;
+// The work of a block: whole tiles, then its shares of the rest. For one whole warp.
+template <class Traits>
+struct WorkStream {
+  typename Traits::SharedStorage& shared;
+  const AttentionParams& params;
+  const Schedule& schedule;
+  const int32_t blocks = gridDim.x;
+  Rest rest;
+  bool decided = true;    // whether the rest is divided
+  int32_t index = -1;     // drawn last
+  int32_t rest_tile = 0;  // where a share goes on, down to
+  int32_t rest_last = 1;
+  uint32_t wanted = 1;  // parity: the round before the first has passed
+
+  __device__ __forceinline__ WorkStream(typename Traits::SharedStorage& s, const AttentionParams& p,
+                                        const Schedule& c)
+      : shared(s), params(p), schedule(c) {
+    if (reads_lengths()) wait_for_prerequisites();
+    if (schedule.parts == nullptr) return;
+    rest = Rest(count_tiles(params, schedule), blocks);
+    decided = false;
+  }
+
+  __device__ __forceinline__ bool reads_lengths() const {
+    const BatchView& batch = params.batch;
+    return batch.cu_seqlens_q != nullptr || batch.cu_seqlens_k != nullptr ||
+           batch.kv_lens != nullptr || params.kv.table_row != nullptr ||
+           params.prefix_lens != nullptr;
+  }
+
+  // Blocks start with the tile of their own index, unless they start with shares, which must be
+  // drawn in order.
+  __device__ __forceinline__ void draw() {
+    const int32_t given = rest.first < blocks ? 0 : blocks;
+    if (index < 0 && given > 0) {
+      index = blockIdx.x;
+      return;
+    }
+    wait_for_prerequisites();
+    int32_t drawn = 0;
+    if (threadIdx.x % 32 == 0) drawn = atomicAdd(&schedule.counters[0], 1);
+    index = given + __shfl_sync(0xffffffff, drawn, 0);
+  }
+
+  // Work on the part of a tile of the rest that belongs to this share, if there is any.
+  __device__ __forceinline__ bool take_share(WorkTile& work, int32_t tile, int32_t share) const {
+    const bool ends = rest.ends(tile, share);
+    if (work.key_end == 0) return ends && work.tokens > 0;  // sees no key: one writes its rows
+    work.key_first = rest.cut(tile, share, work.key_end);
+    work.key_end = rest.cut(tile, share + 1, work.key_end);
+    work.share = share;
+    work.take_first = ends ? rest.first_share(tile) : kLeave;
+    return true;
+  }
+
+  // False: there is no more.
+  __device__ __forceinline__ bool next(WorkTile& work) {
+    int32_t probe = 0;      // a tile of the rest, looked at before it is divided
+    int32_t key_tiles = 0;  // of the longest looked at
+    bool waits = true;
+    for (;;) {
+      // Behind the first tile, while there is time; or at once, where the rest is all there is.
+      const bool probes = !decided && (index >= 0 || rest.first < blocks);
+      if (!probes && waits) {
+        barrier_wait(shared.work_wanted, wanted);
+        wanted ^= 1;
+        waits = false;
+      }
+      if (!probes && rest_tile < rest_last) draw();
+      const int32_t share = index - rest.first;
+      const bool divided = share >= 0 && rest.shares > 0;
+      if (divided && rest_tile < rest_last) {
+        if (share >= rest.shares) return false;
+        rest_tile = rest.end_tile(share) - 1;
+        rest_last = rest.first_tile(share);
+      }
+      const int32_t at = probes ? rest.first + probe : divided ? rest.first + rest_tile : index;
+      const bool exists = decode_work<Traits::kTileKv>(params, schedule, at, work);
+      if (probes) {
+        // Under a causal mask a sequence's first tile is its longest; they may be of several.
+        if (exists) key_tiles = max_i32(key_tiles, work.key_end);
+        decided = probe >= rest.tiles - 1;
+        if (decided) rest.divide(blocks, key_tiles);
+        probe = rest.tiles - 1;
+        continue;
+      }
+      if (!exists) return false;
+      if (divided ? take_share(work, rest_tile--, share) : work.tokens > 0) return true;
     }
   }
 };
 
-// Each block starts with the work of its own index; the rest is drawn from the counter.
-__device__ __forceinline__ int32_t draw_work(const Schedule& schedule) {
-  int32_t drawn = 0;
-  if (threadIdx.x % 32 == 0) drawn = atomicAdd(&schedule.counters[0], 1);
-  return gridDim.x + __shfl_sync(0xffffffff, drawn, 0);
-}
-
+// Warp 2: draws work, and says what it is, in the queue of Q's slots. Not before it is wanted: who
+// draws early may get what another block, done earlier, should have had.
 template <class Traits>
-using KvLoaderOf = KvLoader<typename Traits::KvTile>;
-
-// Warp 0: draws work, and loads Q and the keys. The keys of a tile are needed before the values of
-// the tile before, so that the two are not queued behind each other: values have their own warp.
-template <class Traits>
-__device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& shared,
-                                             const AttentionParams& params, const TensorMaps& maps,
+__device__ __forceinline__ void produce_work(typename Traits::SharedStorage& shared,
+                                             const AttentionParams& params,
                                              const Schedule& schedule) {
   const int lane = threadIdx.x % 32;
-  prefetch_map(maps.q);
-  prefetch_map(maps.kv.k);
   RingIndex<Traits::kQStages> q;
-  RingIndex<Traits::kKStages> k;
-  for (int32_t index = blockIdx.x;; index = draw_work(schedule)) {
-    const bool done = index >= schedule.total_tiles;
+  WorkStream<Traits> stream(shared, params, schedule);
+  for (bool done = false; !done; q.advance()) {
     WorkTile work{};
-    if (!done) {
-      work = decode_work(params, schedule, index);
-      if (work.tokens <= 0) continue;
-    }
-    const TileRange tiles(work.keys, Traits::kTileKv);
-
+    done = !stream.next(work);
     barrier_wait(shared.q_empty[q.slot], q.parity ^ 1);
     auto& shared_work = shared.work[q.slot];
     if (lane < Traits::kConsumers) {
@@ -66,8 +130,39 @@ __device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& sha
     }
     if (lane == 0) {
       shared_work.tile = work;
-      shared_work.key_tiles = done ? kNoMoreWork : tiles.count();
+      shared_work.key_tiles = done ? kNoMoreWork : work.key_end - work.key_first;
     }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(shared.work_full[q.slot]);
+  }
+
+  // The last block to run dry leaves the counters as it found them.
+  wait_for_prerequisites();
+  if (lane == 0 && atomicAdd(&schedule.counters[1], 1) == static_cast<int32_t>(gridDim.x) - 1) {
+    schedule.counters[0] = 0;
+    schedule.counters[1] = 0;
+  }
+}
+
+template <class Traits>
+using KvLoaderOf = KvLoader<typename Traits::KvTile>;
+
+// Warp 0: loads Q and the keys. The keys of a tile are needed before the values of the tile before,
+// so that the two are not queued behind each other: values have their own warp.
+template <class Traits>
+__device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& shared,
+                                             const AttentionParams& params, const TensorMaps& maps,
+                                             const Schedule& schedule) {
+  const int lane = threadIdx.x % 32;
+  prefetch_map(maps.q);
+  prefetch_map(maps.kv.k);
+  wait_for_prerequisites();
+  RingIndex<Traits::kQStages> q;
+  RingIndex<Traits::kKStages> k;
+  for (;; q.advance()) {
+    barrier_wait(shared.work_full[q.slot], q.parity);
+    const bool done = load_uniform(shared.work[q.slot].key_tiles) == kNoMoreWork;
+    const WorkTile work = load_uniform(shared.work[q.slot].tile);
     __syncwarp();
     if (lane == 0) {
       if (done) {
@@ -80,24 +175,21 @@ __device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& sha
                       work.kv_head * schedule.group_size, work.sequence.q_start + work.first_token);
         }
       }
+      barrier_arrive(shared.q_empty[q.slot]);
     }
     __syncwarp();
     if (done) break;
-    q.advance();
-
     const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
                           params.head_dim, params.fault);
-    const KvLoaderOf<Traits> loader{source, work, schedule.box_keys};
-    for (int32_t i = tiles.count() - 1; i >= 0; --i, k.advance()) {
-      loader.load(shared.k[k.slot], maps.kv.k, shared.k_full[k.slot], shared.k_empty[k.slot],
-                  k.parity ^ 1, tiles.key(i));
-    }
-  }
-
-  // The last block to run dry leaves the counters as it found them.
-  if (lane == 0 && atomicAdd(&schedule.counters[1], 1) == static_cast<int32_t>(gridDim.x) - 1) {
-    schedule.counters[0] = 0;
-    schedule.counters[1] = 0;
+    const KvLoaderOf<Traits> loader{source, work, schedule.split};
+    // The next work is wanted when so many tiles are left to be loaded: decoding takes as long. With
+    // one stage of Q nothing is gained by knowing it before the end.
+    constexpr int kTilesAhead = Traits::kQStages > 1 ? 2 : 0;
+    const int32_t wanted_at = min_i32(work.key_first + kTilesAhead, work.key_end - 1);
+    if (work.key_first == work.key_end && lane == 0) barrier_arrive(shared.work_wanted);
+    loader.load(shared.k, maps.kv.k, shared.k_full, shared.k_empty, k, [&](int32_t i) {
+      if (i == wanted_at && lane == 0) barrier_arrive(shared.work_wanted);
+    });
   }
 }
 
@@ -107,23 +199,20 @@ __device__ __forceinline__ void produce_values(typename Traits::SharedStorage& s
                                                const AttentionParams& params,
                                                const TensorMaps& maps, const Schedule& schedule) {
   prefetch_map(maps.kv.v);
+  wait_for_prerequisites();
   RingIndex<Traits::kQStages> q;
   RingIndex<Traits::kVStages> v;
   for (;; q.advance()) {
-    barrier_wait(shared.q_full[q.slot], q.parity);
+    barrier_wait(shared.work_full[q.slot], q.parity);
     const bool done = load_uniform(shared.work[q.slot].key_tiles) == kNoMoreWork;
     const WorkTile work = load_uniform(shared.work[q.slot].tile);
     __syncwarp();
     if (threadIdx.x % 32 == 0) barrier_arrive(shared.q_empty[q.slot]);
     if (done) break;
-    const TileRange tiles(work.keys, Traits::kTileKv);
     const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
                           params.head_dim, params.fault);
-    const KvLoaderOf<Traits> loader{source, work, schedule.box_keys};
-    for (int32_t i = tiles.count() - 1; i >= 0; --i, v.advance()) {
-      loader.load(shared.v[v.slot], maps.kv.v, shared.v_full[v.slot], shared.v_empty[v.slot],
-                  v.parity ^ 1, tiles.key(i));
-    }
+    const KvLoaderOf<Traits> loader{source, work, schedule.split};
+    loader.load(shared.v, maps.kv.v, shared.v_full, shared.v_empty, v, [](int32_t) {});
   }
 }
 

@@ -29,22 +29,34 @@ struct Divisor {
   }
 };
 
-// Filled on the host. `counters` are two words, zero between launches: each launch leaves them
-// zero.
+// How a tile of keys is copied: in boxes of keys of one page, each by a lane of a warp.
+struct BoxSplit {
+  int32_t box_keys;
+  int32_t boxes;          // of a tile
+  int32_t boxes_inverse;  // 65536 / boxes + 1
+  int32_t tiles;          // whose boxes one warp has at a time
+};
+
+// Filled on the host. Work indices count tiles section by section: in a section, the last tiles of
+// all its heads come first, since under a causal mask they are the longest, and what is left at the
+// end is short. Sections are of heads of the whole batch, or, where lengths of queries vary, of one
+// sequence: its tiles are then as many as it needs.
 struct Schedule {
-  int32_t* counters;
+  int32_t* counters;        // zero between launches: draws, blocks that are done, flags of parts
   int32_t min_rows;         // sequences of at most this many rows are another launch's
   int32_t tokens_per_tile;  // query tokens of one tile: kTileQ / group_size
   int32_t tiles_per_head;   // ceil(max_q_len / tokens_per_tile)
-  Divisor section_tiles;
-  Divisor section_heads;  // (sequence, KV head) pairs whose K and V fit in the L2 together
+  bool ragged;              // sequences have tiles of their own number
+  Divisor section_tiles;    // not ragged
+  Divisor section_heads;    // (sequence, KV head) pairs whose K and V fit in the L2 together
   Divisor last_section_heads;
   Divisor num_kv_heads;
   int32_t last_section;
-  int32_t total_tiles;
-  int32_t box_keys;  // key rows of one K or V box: a whole page, or a tile
+  int32_t total_tiles;  // ragged: at most
+  BoxSplit split;
   int32_t group_size;
   int32_t group_inverse;  // 65536 / group_size + 1
+  float4* parts;          // one place for each share; or null: nothing is divided
 
   // row / group_size, exact while row * group_size < 65536: a tile has at most 192 rows.
   __device__ __forceinline__ int32_t token_of(int32_t row) const {
@@ -59,7 +71,11 @@ struct WorkTile {
   KeyRange keys;  // that at least one row sees
   int32_t kv_head;
   int32_t first_token;
-  int32_t tokens;  // <= 0: this sequence is shorter; nothing to do
+  int32_t tokens;     // <= 0: this sequence is shorter; nothing to do
+  int32_t key_first;  // of its key tiles, [key_first, key_end) are visited
+  int32_t key_end;
+  int32_t share;       // whose part of the tile this is, or kWhole
+  int32_t take_first;  // the parts of shares [take_first, share) complete the tile; or kLeave
 
   __device__ __forceinline__ Mask mask(const AttentionParams& params) const {
     return {sequence.q_len, sequence.kv_len,    params.causal,
@@ -68,11 +84,14 @@ struct WorkTile {
 };
 
 constexpr int32_t kNoMoreWork = -1;
+constexpr int32_t kWhole = -1;
+constexpr int32_t kLeave = -1;        // the part is left for another block
+constexpr int32_t kDrawCounters = 2;  // and then flags of parts
 
 // What one warp decodes, and all others read.
 template <int kConsumers>
 struct SharedWork {
-  int32_t key_tiles;  // that the tile visits, or kNoMoreWork
+  int32_t key_tiles;  // that are visited, or kNoMoreWork
   WorkTile tile;
   KeyRange common[kConsumers];  // that all rows of a warpgroup see
 };
@@ -94,29 +113,84 @@ __device__ __forceinline__ Words load_uniform(const Words& from) {
   return to;
 }
 
-__device__ __forceinline__ WorkTile decode_work(const AttentionParams& params,
-                                                const Schedule& schedule, int32_t work) {
-  // Within a section, the last tiles of all heads come first: under a causal mask they are the
-  // longest, and what is left at the end is short.
-  const int32_t section = schedule.section_tiles.divide(work);
-  const int32_t in_section = work - section * schedule.section_tiles.value;
+// A sequence of a ragged batch that has a tile of this index.
+struct Found {
+  int32_t b;  // or -1: there are fewer tiles
+  int32_t tiles_per_head;
+  int32_t index;  // among the sequence's tiles; or how far beyond the last
+};
+
+// For a whole warp: each lane looks at a sequence.
+__device__ __forceinline__ Found find_sequence(const AttentionParams& params,
+                                               const Schedule& schedule, int32_t index) {
+  const int32_t lane = threadIdx.x % 32;
+  BatchView queries = params.batch;
+  queries.cu_seqlens_k = nullptr;
+  queries.kv_lens = nullptr;
+#pragma unroll 1
+  for (int32_t first = 0; first < queries.batch_size; first += 32) {
+    const int32_t b = min_i32(first + lane, queries.batch_size - 1);
+    const int32_t q_len = read_sequence(queries, KvView{}, b, params.fault).q_len;
+    const bool mine = static_cast<int64_t>(q_len) * schedule.group_size > schedule.min_rows;
+    const int32_t per_head = mine && first + lane < queries.batch_size
+                                 ? (q_len + schedule.tokens_per_tile - 1) / schedule.tokens_per_tile
+                                 : 0;
+    const int32_t tiles = per_head * params.num_kv_heads;
+    int32_t end = tiles;
+#pragma unroll 1
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+      const int32_t below = __shfl_up_sync(0xffffffff, end, lanes);
+      if (lane >= lanes) end += below;
+    }
+    const uint32_t found = __ballot_sync(0xffffffff, index < end);
+    const int source = found != 0 ? __ffs(found) - 1 : 31;
+    index -= __shfl_sync(0xffffffff, end - (found != 0 ? tiles : 0), source);
+    if (found != 0) return {first + source, __shfl_sync(0xffffffff, per_head, source), index};
+  }
+  return {-1, 0, index};
+}
+
+// How many tiles there are, for a whole warp.
+__device__ __forceinline__ int32_t count_tiles(const AttentionParams& params,
+                                               const Schedule& schedule) {
+  if (!schedule.ragged) return schedule.total_tiles;
+  return schedule.total_tiles - find_sequence(params, schedule, schedule.total_tiles).index;
+}
+
+// For a whole warp. False: there is no such tile.
+template <int kTileKv>
+__device__ __forceinline__ bool decode_work(const AttentionParams& params, const Schedule& schedule,
+                                            int32_t index, WorkTile& w) {
+  Found found{0, schedule.tiles_per_head, index};
+  int32_t section;
+  if (schedule.ragged) {
+    found = find_sequence(params, schedule, index);
+    if (found.b < 0) return false;
+    section = found.index / (schedule.section_heads.value * found.tiles_per_head);
+  } else {
+    if (index >= schedule.total_tiles) return false;
+    section = schedule.section_tiles.divide(index);
+  }
+  const int32_t first_head = section * schedule.section_heads.value;
+  const int32_t in_section = found.index - first_head * found.tiles_per_head;
   const Divisor& heads =
       section < schedule.last_section ? schedule.section_heads : schedule.last_section_heads;
   const int32_t back = heads.divide(in_section);
-  const int32_t tile = schedule.tiles_per_head - 1 - back;
-  const int32_t head = section * schedule.section_heads.value + in_section - back * heads.value;
-  const int32_t b = schedule.num_kv_heads.divide(head);
+  const int32_t head = first_head + in_section - back * heads.value;
+  const int32_t b = schedule.ragged ? found.b : schedule.num_kv_heads.divide(head);
 
-  WorkTile w;
   w.sequence = read_sequence(params.batch, params.kv, b, params.fault);
-  w.kv_head = head - b * schedule.num_kv_heads.value;
-  w.first_token = tile * schedule.tokens_per_tile;
+  w.kv_head = schedule.ragged ? head : head - b * schedule.num_kv_heads.value;
+  w.first_token = (found.tiles_per_head - 1 - back) * schedule.tokens_per_tile;
   const bool mine =
       static_cast<int64_t>(w.sequence.q_len) * schedule.group_size > schedule.min_rows;
   w.tokens = mine ? min_i32(schedule.tokens_per_tile, w.sequence.q_len - w.first_token) : 0;
   w.prefix_len = params.prefix_lens != nullptr ? params.prefix_lens[b] : params.prefix_len;
   w.keys = w.mask(params).rows(w.first_token, w.first_token + w.tokens - 1);
-  return w;
+  w.key_first = 0;
+  w.key_end = w.tokens > 0 ? TileRange(w.keys, kTileKv).count() : 0;
+  w.share = kWhole;
+  return true;
 }
 
 }  // namespace flash_gqa::cuda::sm90

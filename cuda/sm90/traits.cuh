@@ -40,6 +40,10 @@ constexpr TileConfig tile_config(int head_dim) {
   }
 }
 
+// Named hardware barriers. 0 is __syncthreads.
+constexpr int kTurnBarrier = 1;       // + warpgroup: its turn at the tensor cores
+constexpr int kWarpgroupBarrier = 5;  // + warpgroup: its own 128 threads
+
 template <typename T_, int kHeadDim_>
 struct Traits {
   using T = T_;
@@ -66,6 +70,8 @@ struct Traits {
     Barrier k_empty[kKStages];
     Barrier v_full[kVStages];
     Barrier v_empty[kVStages];
+    Barrier work_wanted;
+    Barrier work_full[kQStages];
     SharedWork<kConsumers> work[kQStages];  // whose Q is in this stage
   };
   static constexpr size_t kSharedBytes = sizeof(SharedStorage);

@@ -56,6 +56,13 @@ struct TmaTile {
     return ptx::smem_address(data) + chunk / 8 * kRows * 128 + row * 128 +
            (chunk % 8 ^ row % 8) * 16;
   }
+  // Zeros in rows [first, kRows); by 128 threads.
+  __device__ __forceinline__ void clear_from(int first, int thread) {
+    for (int half = 0; half < kHalves; ++half) {
+      uint4* rows = reinterpret_cast<uint4*>(&data[half][first][0]);
+      for (int i = thread; i < (kRows - first) * 8; i += 128) rows[i] = uint4{0, 0, 0, 0};
+    }
+  }
   // As SwizzledTile::move().
   __device__ static uint32_t move(uint32_t address, int rows, int chunks) {
     return (address ^ chunks % 8 * 16) + rows * 128 + chunks / 8 * kRows * 128;

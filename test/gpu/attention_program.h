@@ -2,6 +2,7 @@
 // nothing of mask.h, softmax.h or kv_source.h is used here.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -90,6 +91,27 @@ struct Program {
   }
 };
 
+// Some queries against many keys, for which a kernel that gives its blocks rows divides keys too.
+inline void make_long(Program& p, Random& random) {
+  p.dtype = random.chance(50) ? DType::kFloat16 : DType::kBFloat16;
+  p.num_kv_heads = random.range(1, 2);
+  p.group_size = random.pick<int>({1, 2, 3, 4});
+  if (random.chance(70)) p.fixed_split = 0;
+  p.num_sms = random.pick<int>({2, 5, 7, 11, 20});
+  p.sink_logits.resize(p.sink_logits.empty() ? 0 : p.num_q_heads(), 0.5f);
+  const bool uniform = random.chance(50);
+  for (int b = 0; b < p.batch_size(); ++b) {
+    const bool same = uniform && b > 0;
+    p.q_lens[b] = same                ? p.q_lens[0]
+                  : random.chance(80) ? random.range(65, 200)
+                                      : random.range(0, 64);
+    p.kv_lens[b] = same                ? p.kv_lens[0]
+                   : random.chance(80) ? random.range(1500, 4000) / p.batch_size()
+                                       : random.range(0, 100);
+  }
+  if (p.bad_page >= 0) p.bad_page = std::min(p.bad_page, (p.kv_lens[0] - 1) / p.page_size);
+}
+
 inline Program random_program(Random& random) {
   Program p;
   p.dtype = static_cast<DType>(random.range(0, 2));
@@ -152,6 +174,7 @@ inline Program random_program(Random& random) {
     p.bad_page = random.range(0, (p.kv_lens[0] - 1) / p.page_size);
   p.num_sms = random.pick<int>({1, 20, 100, 132});
   p.data_seed = random.next();
+  if (random.chance(15)) make_long(p, random);
   return p;
 }
 

@@ -25,6 +25,7 @@ async function main() {
   for (const dtype of DTYPES) {
     for (const headDim of [64, 80, 96, 128, 192, 256]) {
       await attention.dense(device, dtype, headDim, kernels);
+      await attention.divided(device, dtype, headDim, kernels);
       await attention.ragged(device, dtype, headDim, kernels);
       await attention.paged(device, dtype, headDim, kernels);
     }

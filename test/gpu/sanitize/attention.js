@@ -35,6 +35,13 @@ async function dense(device, dtype, headDim, kernels) {
   await check(result, reference(host), dtype, `dense ${dtype} ${headDim}`, kernels);
 }
 
+/** Few queries against many keys: kernels that give their blocks rows divide the keys too. */
+async function divided(device, dtype, headDim, kernels) {
+  const { host, q, k, v } = problem(device, dtype, headDim, [40], [2500]);
+  const result = attention(q, k, v, { lse: true, explain: true });
+  await check(result, reference(host), dtype, `divided ${dtype} ${headDim}`, kernels);
+}
+
 /** Decode, short and prefill sequences and an empty one in one call, with every option of the mask but a prefix. */
 async function ragged(device, dtype, headDim, kernels) {
   const { host, q, k, v } = problem(device, dtype, headDim, [1, 20, 40, 0], [170, 13, 150, 9]);
@@ -88,4 +95,4 @@ async function paged(device, dtype, headDim, kernels) {
   await check(result, reference(host, { prefixLen: 60 }), dtype, what, kernels);
 }
 
-module.exports = { dense, paged, ragged };
+module.exports = { dense, divided, paged, ragged };
