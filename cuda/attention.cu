@@ -107,10 +107,16 @@ void choose_splits(Launch& launch, Route route, const DeviceTraits& device) {
       max_i32(1, min_i32(static_cast<int32_t>(fill), ceil_div(tiles, kMinTilesPerSplit)));
 }
 
+// The Hopper kernel is the fastest, but for too few tiles to occupy a quarter of the device where it
+// does not divide their keys. Depends on the shape alone, not on lengths, so that paged and dense keys
+// take the same way.
 bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
                           [[maybe_unused]] const DeviceTraits& device) {
 #ifdef FLASH_GQA_SM90
-  return sm90::prefill_supports(params, device);
+  if (!sm90::prefill_supports(params, device)) return false;
+  const int64_t rows = static_cast<int64_t>(max_q_len(params.batch)) * params.num_q_heads;
+  return params.fixed_split > 0 || sm90::prefill_divides(params) ||
+         rows * params.batch.batch_size >= device.num_sms / 4 * 128;
 #else
   return false;
 #endif

@@ -65,9 +65,7 @@ Schedule make_schedule(const AttentionParams& params, int32_t min_rows) {
 template <class Traits>
 bool may_divide(const AttentionParams& params, const Schedule& schedule,
                 const DeviceTraits& device) {
-  if (params.fixed_split > 0 || schedule.total_tiles <= 0) return false;
-  // From head_dim 192 on K and V of all heads at once leave the L2, and shares read them apart.
-  if (Traits::kQStages == 1) return false;
+  if (!Traits::kConfig.divides || params.fixed_split > 0 || schedule.total_tiles <= 0) return false;
   if (kDrawCounters + device.num_sms * Traits::kConsumers > kNumCounters) return false;
   const BatchView& batch = params.batch;
   const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
@@ -114,8 +112,8 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, void* worksp
 template <class Element, int kHeadDim>
 const PrefillInstance& prefill_instance() {
   using T = Traits<Element, kHeadDim>;
-  static constexpr PrefillInstance instance{T::kTileQ, T::kSharedBytes, T::kConfig.name,
-                                            workspace<T>, launch<T>};
+  static constexpr PrefillInstance instance{T::kTileQ,       T::kSharedBytes, T::kConfig.divides,
+                                            T::kConfig.name, workspace<T>,    launch<T>};
   return instance;
 }
 

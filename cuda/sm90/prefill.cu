@@ -29,6 +29,8 @@ bool prefill_supports(const AttentionParams& params, const DeviceTraits& device)
   return params.kv.page_table == nullptr || params.kv.page_size >= 8;
 }
 
+bool prefill_divides(const AttentionParams& params) { return find_instance(params)->divides; }
+
 size_t prefill_workspace(const AttentionParams& params, int32_t min_rows,
                          const DeviceTraits& device) {
   return find_instance(params)->workspace(params, min_rows, device);

@@ -9,6 +9,9 @@ namespace flash_gqa::cuda::sm90 {
 // tile, K and V that the copy engine can address.
 bool prefill_supports(const AttentionParams& params, const DeviceTraits& device);
 
+// Whether it divides keys too, and so occupies the device with few tiles of rows.
+bool prefill_divides(const AttentionParams& params);
+
 // Bytes of scratch that prefill() needs; may be 0.
 size_t prefill_workspace(const AttentionParams& params, int32_t min_rows,
                          const DeviceTraits& device);
