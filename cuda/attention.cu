@@ -125,13 +125,10 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
 // Up to how many rows the sequences may have that decode/ takes, or 0: two tiles of rows. Depends on
 // the shape alone, so that a sequence's kernel does not change with what else is in the batch.
 // fixed_split asks for splits that do not depend on the rest of the batch either; decode/ divides the
-// batch as a whole. A slab lies in one page.
+// batch as a whole.
 int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
                     const decode::DecodeFamily* family) {
-  const KvView& kv = params.kv;
-  if (family == nullptr || params.fixed_split > 0 || device.merge_places == nullptr ||
-      (kv.page_table != nullptr && kv.page_size < decode::kSlabKeys))
-    return 0;
+  if (family == nullptr || params.fixed_split > 0 || device.merge_places == nullptr) return 0;
   const auto fits = [&](const decode::DecodeVariant& variant) {
     return variant.smem(decode::kMinStages, device.copy_engine) <= device.max_smem;
   };

@@ -55,9 +55,8 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   const int32_t num_slabs = min_i32(last, tiles.count());  // a pair that sees no key has none
   const int stages = T::kTma ? args.stages : T::kStages;
   Slab<T>* const slabs = ring_of(shared, args, warp);
-  Ring ring(
-      shared, args, parities, pair, rows.kv_head,
-      SlabWalk(params, shared.progress.division.pair, tiles, first + warp, num_slabs, stride));
+  Ring ring(shared, args, parities, pair, rows.kv_head,
+            SlabWalk(args, shared.progress.division.pair, tiles, first + warp, num_slabs, stride));
   Queries<T> queries;
   queries.find(args, pair, rows);
   SlabWalk::FirstPages pages =
@@ -196,12 +195,12 @@ __device__ __forceinline__ void touch_parameters(const DecodeArgs& args, uint32_
 // What a warp that asks for slabs needs first; the others wait for them behind the block's first
 // barrier.
 template <class T>
-__device__ __forceinline__ void init_shared(SharedStorage<T>& shared) {
+__device__ __forceinline__ void init_shared(SharedStorage<T>& shared, const DecodeArgs& args) {
   if (threadIdx.x == 0) shared.ignored_fault = 0;
   if constexpr (T::kTma) {
     const int lane = threadIdx.x % 32;
     if (threadIdx.x < 32 * kKeyWarps && lane < kMaxStages)
-      barrier_init(shared.full[threadIdx.x / 32][lane], 1);
+      barrier_init(shared.full[threadIdx.x / 32][lane], TmaRing<T>::arrivals(args));
     barrier_init_fence();
   }
   __syncwarp();  // lanes of the first warp report faults
@@ -218,7 +217,7 @@ template <class T>
 __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   if (!triggers_late<T>(args)) allow_dependents();
   touch_parameters(args, shared.bad[0][0]);
-  init_shared(shared);
+  init_shared(shared, args);
   if (T::kTma && threadIdx.x == 0) {
     prefetch_map(args.maps.k);
     prefetch_map(args.maps.v);
@@ -228,8 +227,8 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   const auto team = static_cast<int32_t>(blockIdx.y);
   const int32_t batch = args.params.batch.batch_size;
   // Lengths are read, and all that follows from them is worked out, while the launch before is still
-  // running: where there are dependent launches.
-  bool guessed = T::kTma && batch <= kMostGuessed;
+  // running: where there are dependent launches, and page ids can be guessed too.
+  bool guessed = T::kTma && batch <= kMostGuessed && !args.small_pages();
   if (!guessed) wait_for_prerequisites();
   int32_t num_pending = 0;
   for (auto x = static_cast<int32_t>(blockIdx.x); x < args.params.num_kv_heads * args.row_tiles;) {
@@ -270,6 +269,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
       division.unit += taken;
       if (threadIdx.x == T::kThreads - 32)
         shared.progress = {division, rows, left - taken, x, num_pending, before + behind > 0};
+      if (args.small_pages()) __syncthreads();  // to look rows up, the pair is needed at once
       // A whole share of one sequence is every units-th round of it, so that all blocks move through
       // memory together.
       const int32_t first = first_unit * division.rounds_per_unit * kKeyWarps;

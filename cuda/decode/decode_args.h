@@ -39,6 +39,10 @@ struct DecodeArgs {
   int32_t boxes;        // by which it fills the keys of a slab: each 64 columns, or all
   KvMaps maps;
 
+  // Whether a slab may lie in several pages: then its rows are looked up, and copied, one by one.
+  GQA_HOST_DEVICE bool small_pages() const {
+    return params.kv.page_table != nullptr && params.kv.page_size < kSlabKeys;
+  }
   // row / group_size, exact for the rows of a pair: r * group_size < 65536.
   GQA_HOST_DEVICE int32_t token_of(int32_t r) const { return (r * group_inverse) >> 16; }
 };

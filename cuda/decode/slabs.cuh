@@ -11,6 +11,7 @@ namespace flash_gqa::cuda::decode {
 // Of one warp: slabs begin, begin + stride, ... below end. What the loop over them needs seldom stays in
 // shared memory: its registers are the products'.
 struct SlabWalk {
+  const DecodeArgs& args;
   const AttentionParams& params;
   const Pair& pair;  // in shared memory, which the block's first barrier makes visible
   const TileRange tiles;
@@ -22,9 +23,10 @@ struct SlabWalk {
   int32_t pages_next = 0;  // and of the 32 behind them
   int32_t page_at = 0;
 
-  __device__ SlabWalk(const AttentionParams& p, const Pair& shared_pair, const TileRange& range,
-                      int32_t first, int32_t last, int32_t slab_stride)
-      : params(p),
+  __device__ SlabWalk(const DecodeArgs& decode_args, const Pair& shared_pair,
+                      const TileRange& range, int32_t first, int32_t last, int32_t slab_stride)
+      : args(decode_args),
+        params(decode_args.params),
         pair(shared_pair),
         tiles(range),
         begin(first),
@@ -41,7 +43,7 @@ struct SlabWalk {
     __device__ bool operator==(const FirstPages& p) const { return now == p.now && next == p.next; }
   };
   __device__ FirstPages read_pages(const Sequence& sequence, int32_t* fault) const {
-    if (!paged()) return {0, 0};
+    if (!paged() || args.small_pages()) return {0, 0};
     const int lane = threadIdx.x % 32;
     return {page_of(sequence, begin + lane * stride, fault),
             page_of(sequence, begin + (32 + lane) * stride, fault)};
@@ -50,8 +52,8 @@ struct SlabWalk {
     pages_now = pages.now;
     pages_next = pages.next;
   }
-  // The page of the next slab; each may be asked for once. A slab lies in one page, because pages of
-  // fewer keys are not decode/'s: so an id is read once, and 32 of them at a time.
+  // The page of the next slab, where it lies in one; each may be asked for once. An id is read once, and
+  // 32 of them at a time.
   __device__ int32_t take_page() {
     const int lane = threadIdx.x % 32;
     const int32_t page = __shfl_sync(0xffffffffu, pages_now, page_at);
@@ -61,6 +63,35 @@ struct SlabWalk {
       pages_next = page_of(pair.sequence, next + (33 + lane) * stride, params.fault);
     }
     return page;
+  }
+
+  // The next slab in small pages, by cp.async; rows that nothing sees, rows of an invalid page and columns
+  // beyond head_dim are zeros. Returns the keys whose page id is invalid, one bit each. For one warp.
+  template <class T>
+  __device__ uint32_t copy_rows(Slab<T>& slab, int32_t kv_head) const {
+    using Element = typename T::Element;
+    constexpr int kChunks = T::kHeadDim / 8;  // of 16 bytes in a row
+    const int lane = threadIdx.x % 32;
+    const int32_t key = tiles.key(next) + lane % kSlabKeys;
+    const KvSource source(params.kv, pair.sequence, params.num_kv_heads, kv_head, params.head_dim,
+                          params.fault);
+    const auto* const pages = static_cast<const Element*>(params.kv.k);
+    const bool seen = pair.visible.contains(key);
+    const int64_t row_of_lane = seen ? source.k_offset(key) : -1;
+#pragma unroll 1
+    for (int row = 0; row < kSlabKeys; ++row) {
+      const int64_t at = __shfl_sync(0xffffffffu, row_of_lane, row);
+#pragma unroll 1
+      for (int i = lane; i < 2 * kChunks; i += 32) {
+        const bool of_k = i < kChunks;
+        const int chunk = of_k ? i : i - kChunks;
+        const bool inside = at >= 0 && chunk * 8 < params.head_dim;
+        const int64_t from = at + (of_k ? 0 : source.v_in_page) + chunk * 8;
+        ptx::cp_async_16((of_k ? slab.k : slab.v).address(row, chunk),
+                         inside ? pages + from : pages, inside);
+      }
+    }
+    return __ballot_sync(0xffffffffu, seen && row_of_lane < 0) & 0xffffu;
   }
 
  private:
@@ -87,6 +118,7 @@ struct AsyncRing : SlabWalk {
   uint32_t* const bad;   // [kStages]
   const KvSource source;
   const KeyRange visible;
+  const int32_t kv_head;
   const Element* k_lane;  // this lane's first 16 bytes of the source's first row
   const Element* v_lane;
 
@@ -97,7 +129,8 @@ struct AsyncRing : SlabWalk {
         bad(shared.bad[threadIdx.x / 32]),
         source(params.kv, own_pair.sequence, params.num_kv_heads, head, params.head_dim,
                params.fault),
-        visible(own_pair.visible) {
+        visible(own_pair.visible),
+        kv_head(head) {
     const int lane = threadIdx.x % 32;
     const int32_t row = lane / kRowThreads;
     const int32_t col = lane % kRowThreads * Tile::kChunk;
@@ -121,7 +154,14 @@ struct AsyncRing : SlabWalk {
   }
 
   __device__ void ask(int stage) {
-    if (next < end) ask_slab(stage);
+    if (next < end) {
+      if (args.small_pages()) [[unlikely]] {
+        const uint32_t missing = copy_rows<T>(slabs[stage], kv_head);
+        if (threadIdx.x % 32 == 0) bad[stage] = missing;
+      } else {
+        ask_slab(stage);
+      }
+    }
     ptx::cp_async_commit();  // also where nothing was asked for, so that the wait counts slabs
     next += stride;
   }

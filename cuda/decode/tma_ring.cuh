@@ -9,12 +9,11 @@ namespace flash_gqa::cuda::decode {
 
 // Shared by the warps of all row groups; that of the first asks for slabs. Boxes hold rows that
 // nothing sees, and are left out where the page id is invalid: clean() makes zeros of their values.
-// Columns beyond head_dim arrive as zeros.
+// Columns beyond head_dim arrive as zeros. Small pages are no boxes: cp.async copies them row by row.
 template <class T>
 struct TmaRing : SlabWalk {
   using Tile = typename T::Tile;
 
-  const DecodeArgs& args;
   Slab<T>* const slabs;  // [stages]
   Barrier* const full;   // [stages]
   uint32_t* const bad;   // [stages]
@@ -23,10 +22,9 @@ struct TmaRing : SlabWalk {
   const int32_t kv_head;
   const bool leads;
 
-  __device__ TmaRing(SharedStorage<T>& shared, const DecodeArgs& decode_args, uint32_t& parity_bits,
+  __device__ TmaRing(SharedStorage<T>& shared, const DecodeArgs&, uint32_t& parity_bits,
                      const Pair& own_pair, int32_t head, const SlabWalk& walk)
       : SlabWalk(walk),
-        args(decode_args),
         slabs(shared.ring + key_warp() * args.stages),
         full(shared.full[key_warp()]),
         bad(shared.bad[key_warp()]),
@@ -47,8 +45,20 @@ struct TmaRing : SlabWalk {
 #pragma unroll 1
     for (int stage = 0; stage < args.stages && next < end; ++stage) ask(stage);
   }
+  // How often a barrier is arrived at for one slab.
+  __device__ static int arrivals(const DecodeArgs& args) { return args.small_pages() ? 33 : 1; }
+
   __device__ void ask(int stage) {
-    if (next < end) {
+    if (next < end && args.small_pages()) [[unlikely]] {
+      if (leads) {
+        const uint32_t missing = copy_rows<T>(slabs[stage], kv_head);
+        barrier_arrive_behind_copies(full[stage]);
+        if (threadIdx.x % 32 == 0) {
+          bad[stage] = missing;
+          barrier_arrive(full[stage]);
+        }
+      }
+    } else if (next < end) {
       const Box box(*this, next, paged() ? take_page() : 0);
       if (leads) {
         if (threadIdx.x % 32 == 0) {
@@ -74,7 +84,7 @@ struct TmaRing : SlabWalk {
   __device__ void clean(int stage, int32_t first_key) const {
     const int lane = threadIdx.x % 32;
     const int row = lane % kSlabKeys;
-    if (leads && (bad[stage] != 0 || !pair.visible.contains(first_key + row))) {
+    if (leads && ((bad[stage] >> row & 1) != 0 || !pair.visible.contains(first_key + row))) {
       const Tile& v = slabs[stage].v;
 #pragma unroll 1
       for (int chunk = lane / kSlabKeys; chunk < 8 * Tile::kHalves; chunk += 2)

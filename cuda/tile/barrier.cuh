@@ -27,6 +27,12 @@ __device__ __forceinline__ void barrier_arrive_expect(Barrier& barrier, uint32_t
       "r"(bytes)
       : "memory");
 }
+// Arrives when all cp.async of this thread have come.
+__device__ __forceinline__ void barrier_arrive_behind_copies(Barrier& barrier) {
+  asm volatile(
+      "cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(ptx::smem_address(&barrier))
+      : "memory");
+}
 __device__ __forceinline__ bool barrier_try_wait(Barrier& barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
