@@ -40,8 +40,11 @@ async function* kernelResults(device, suite, noise, peers, ceilings, args) {
     if (plain !== null) own["flash-gqa-plain"] = await timed(device, noise, plain, seconds);
     const others = peers === null ? [] : await askPeers(peers, row, own["flash-gqa"], seconds);
     const times = new Map([...Object.keys(own), ...others].map((impl) => [impl, []]));
+    const turns = [...times];
     for (let round = 0; round < count; round++) {
-      for (const [impl, taken] of times) {
+      // Not always the same one behind the matrix product, after which clocks are lowest.
+      turns.push(turns.shift());
+      for (const [impl, taken] of turns) {
         const us = await (own[impl]?.timer.round() ?? peers.measure(impl));
         taken.push(us);
       }

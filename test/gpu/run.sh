@@ -7,7 +7,7 @@
 #   build     the addon, with ptxas's register counts in $OUT/build.log
 #   kernels   the table of docs/kernel-table.md in $OUT/kernels.md; fails where a kernel spills that must not
 #   checks    the parts below, side by side: suite small sm80 poison plain programs long driver
-#             memcheck synccheck initcheck bulkstore demo
+#             memcheck memcheck80 synccheck initcheck bulkstore demo
 #   bench     npm run bench -- --record, alone on the machine, its record in $OUT/bench.json too; BENCH_FLAGS: more arguments
 #
 # Needs node_modules (Vitest, Vite, fast-check, the Node-API headers), dist/ compiled, nvcc, CMake, Ninja.
@@ -21,7 +21,7 @@ export FLASH_GQA_CUDA_ARCHS=${FLASH_GQA_CUDA_ARCHS:-90a-real}
 # A stuck part must not take the others with it.
 LIMIT=${LIMIT:-300}
 
-CHECKS="suite small sm80 poison plain programs long driver memcheck synccheck initcheck bulkstore demo"
+CHECKS="suite small sm80 poison plain programs long driver memcheck memcheck80 synccheck initcheck bulkstore demo"
 parts=" ${*:-build kernels checks bench} "
 parts=${parts/ checks / $CHECKS }
 wants() { [[ $parts == *" ${1%.*} "* ]]; }
@@ -95,6 +95,9 @@ part bulkstore bash -c '
 variables=()
 sanitizer memcheck memcheck
 sanitizer synccheck synccheck
+variables=(FLASH_GQA_SM=80)
+sanitizer memcheck80 memcheck
+variables=()
 part driver bash -c '
   cmake -G Ninja -S test/gpu -B build/gpu-driver -DCMAKE_CUDA_ARCHITECTURES="$FLASH_GQA_CUDA_ARCHS" &&
   cmake --build build/gpu-driver && build/gpu-driver/attention_driver check'

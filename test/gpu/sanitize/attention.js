@@ -4,7 +4,12 @@ const { appendKv, attention } = require("../../../dist");
 const { ATOL, expectClose, numbers, reference, starts, total } = require("./numbers");
 
 const HEADS = { heads: 4, kvHeads: 2 };
-const PAGE_SIZE = 16;
+/** With fixed splits, by boxes of the copy engine, which want whole pages, and row by row. */
+const PAGED = [
+  { pageSize: 16, kvLens: [70, 33, 144, 9], fixedSplits: 64 },
+  { pageSize: 16, kvLens: [64, 32, 144, 16] },
+  { pageSize: 8, kvLens: [70, 33, 144, 9] },
+];
 const GARBAGE_ID = 2_147_480_000;
 
 function problem(device, dtype, headDim, qLens, kvLens) {
@@ -67,19 +72,22 @@ async function ragged(device, dtype, headDim, kernels) {
  * sequence that the Hopper kernel takes fills its pages.
  */
 async function paged(device, dtype, headDim, kernels) {
-  const kvLens = [70, 33, 144, 9];
+  for (const each of PAGED) await pagedOnce(device, dtype, headDim, each, kernels);
+}
+
+async function pagedOnce(device, dtype, headDim, { pageSize, kvLens, fixedSplits }, kernels) {
   const { host, q, k, v } = problem(device, dtype, headDim, [1, 20, 40, 0], kvLens);
-  const maxPages = 12;
+  const maxPages = 24;
   const table = new Int32Array(kvLens.length * maxPages).fill(GARBAGE_ID);
   let numPages = 0;
   for (const [b, kvLen] of kvLens.entries()) {
-    const count = Math.ceil(kvLen / PAGE_SIZE);
+    const count = Math.ceil(kvLen / pageSize);
     // Descending, so that no page lies behind its predecessor.
     for (let i = 0; i < count; i++) table[b * maxPages + i] = numPages + count - 1 - i;
     numPages += count;
   }
   const kv = {
-    pages: device.empty([numPages, 2, HEADS.kvHeads, PAGE_SIZE, headDim], dtype),
+    pages: device.empty([numPages, 2, HEADS.kvHeads, pageSize, headDim], dtype),
     pageTable: device.tensor(table, [kvLens.length, maxPages]),
     kvLens: device.tensor(Int32Array.from(kvLens), [kvLens.length]),
   };
@@ -88,10 +96,10 @@ async function paged(device, dtype, headDim, kernels) {
     prefixLen: 60,
     cuSeqlensQ: starts(host.qLens),
     lse: true,
-    fixedSplits: 64,
+    ...(fixedSplits && { fixedSplits }),
     explain: true,
   });
-  const what = `paged ${dtype} ${headDim}`;
+  const what = `paged ${pageSize} ${dtype} ${headDim}`;
   await check(result, reference(host, { prefixLen: 60 }), dtype, what, kernels);
 }
 
