@@ -67,7 +67,8 @@ class Model {
   /** Its attention alone. */
   attention(step) {
     const [q, kv] = [this.q, this.kv].map((rows) => rows.slice(0, 0, step.totalQ));
-    for (let i = 0; i < this.shape.numLayers; i++) step.attend(i, q, kv, kv);
+    // Given back at once: kept, each call would wait for the driver to find memory for the next.
+    for (let i = 0; i < this.shape.numLayers; i++) step.attend(i, q, kv, kv).dispose();
     for (const view of [q, kv]) view.dispose();
   }
 
