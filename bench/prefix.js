@@ -67,7 +67,7 @@ class Model {
   /** Its attention alone. */
   attention(step) {
     const [q, kv] = [this.q, this.kv].map((rows) => rows.slice(0, 0, step.totalQ));
-    // Given back at once: kept, each call would wait for the driver to find memory for the next.
+    // Given back at once, as a model does.
     for (let i = 0; i < this.shape.numLayers; i++) step.attend(i, q, kv, kv).dispose();
     for (const view of [q, kv]) view.dispose();
   }

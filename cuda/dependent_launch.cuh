@@ -1,7 +1,8 @@
 // Programmatic dependent launch (sm_90 and later): a kernel may be set up, and its blocks may become resident, while
 // the one before it still runs. Nothing else changes: the kernel begins with begin_dependent(), before it touches any
 // memory, and so sees all that the kernels before it wrote. Each of them has waited likewise, so "before" reaches back
-// to the beginning of the stream.
+// to the beginning of the stream. Only decode/ and sm90/ do something before they wait: decode/ reads lengths and page
+// ids, which it reads again behind the wait.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,6 +64,14 @@ inline bool has_dependent_launch(const void* kernel) {
   return (wanted == nullptr || std::strcmp(wanted, "off") != 0) && runs_sm90_code(kernel);
 }
 
+// A multiprocessor changes how its memory is divided between L1 and shared only while it is idle, and in
+// a chain of dependent launches it may never be. Where blocks wait for each other (decode/), all that a
+// multiprocessor is to hold must then fit into the division that the chain began with: the largest.
+inline cudaError_t prefer_shared_memory(const void* kernel) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 template <class... Params, class... Given>
 cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, size_t smem,
                              cudaStream_t stream, Given&&... given) {
@@ -75,7 +84,12 @@ cudaError_t launch_dependent(void (*kernel)(Params...), dim3 grid, dim3 block, s
   config.dynamicSmemBytes = smem;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = has_dependent_launch(reinterpret_cast<const void*>(kernel)) ? 1 : 0;
+  const auto* const code = reinterpret_cast<const void*>(kernel);
+  config.numAttrs = has_dependent_launch(code) ? 1 : 0;
+  if (config.numAttrs > 0) {
+    const cudaError_t status = prefer_shared_memory(code);
+    if (status != cudaSuccess) return status;
+  }
   return cudaLaunchKernelEx(&config, kernel, static_cast<Params>(given)...);
 }
 

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <utility>
 
 #include "errors.h"
@@ -137,9 +138,16 @@ GraphHandle& Environment::graph(double id) {
   return found->second;
 }
 
+// V8 answers growth with a collection, milliseconds in the middle of a step: it is told of what is worth
+// one.
 void Environment::adjust_external(int64_t bytes) {
+  constexpr int64_t kWorthACollection = int64_t{1} << 30;
+  live_bytes_ += bytes;
+  const int64_t untold = live_bytes_ - told_bytes_;
+  if (std::abs(untold) < kWorthACollection && live_bytes_ != 0) return;
+  told_bytes_ = live_bytes_;
   int64_t total;
-  napi_adjust_external_memory(env_, bytes, &total);
+  napi_adjust_external_memory(env_, untold, &total);
 }
 
 void refuse_in_capture(const Device& device, const char* operation) {

@@ -128,6 +128,8 @@ class Environment {
   };
   std::vector<DeviceSlot> devices_;  // by number - 1
   std::unordered_map<uint64_t, std::shared_ptr<Block>> blocks_;
+  int64_t live_bytes_ = 0;  // of blocks_
+  int64_t told_bytes_ = 0;  // to the garbage collector
   std::unordered_map<uint64_t, GraphHandle> graphs_;
 };
 

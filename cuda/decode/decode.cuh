@@ -52,7 +52,8 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   const int warp = threadIdx.x / 32 % kKeyWarps;
   const AttentionParams& params = args.params;
   const TileRange tiles(pair.visible, kSlabKeys);
-  const int32_t num_slabs = min_i32(last, tiles.count());  // a pair that sees no key has none
+  // None for a pair that sees no key, and for a tile of rows that a shorter sequence has not.
+  const int32_t num_slabs = rows.rows > 0 ? min_i32(last, tiles.count()) : 0;
   const int stages = T::kTma ? args.stages : T::kStages;
   Slab<T>* const slabs = ring_of(shared, args, warp);
   Ring ring(shared, args, parities, pair, rows.kv_head,
@@ -218,7 +219,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   if (!triggers_late<T>(args)) allow_dependents();
   touch_parameters(args, shared.bad[0][0]);
   init_shared(shared, args);
-  if (T::kTma && threadIdx.x == 0) {
+  if (T::kTma && threadIdx.x == 0 && !args.small_pages()) {
     prefetch_map(args.maps.k);
     prefetch_map(args.maps.v);
   }

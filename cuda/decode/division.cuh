@@ -21,9 +21,14 @@
 
 namespace flash_gqa::cuda::decode {
 
-// Past the L1: what is read before the launches in front are done must be read again behind them.
+// Past the L1, and never merged with another read: what is read before the launches in front are done
+// must be read again behind them.
 struct FreshRead {
-  __device__ int32_t operator()(const int32_t* word) const { return __ldcg(word); }
+  __device__ int32_t operator()(const int32_t* word) const {
+    int32_t x;
+    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(word) : "memory");
+    return x;
+  }
 };
 
 // What is read from device memory about one sequence.
@@ -176,6 +181,7 @@ struct Division {
         if (counted) return;
         counted = true;
         at = 0;
+        __syncwarp();  // lanes look at what others have seen
         choose(args, static_cast<int32_t>(__reduce_max_sync(0xffffffffu, longest)),
                __reduce_add_sync(0xffffffffu, sequences), warp_sum(total));
         first = static_cast<int64_t>(team) * units_per_team;

@@ -56,7 +56,8 @@ cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
   if (copy_engine) {
     const bool whole = args.params.head_dim == 64 * T::Tile::kHalves;
     with_maps.boxes = whole ? 1 : T::Tile::kHalves;
-    if (!encode_slab_maps(args.params, whole, with_maps.maps)) return cudaErrorInvalidValue;
+    if (!args.small_pages() && !encode_slab_maps(args.params, whole, with_maps.maps))
+      return cudaErrorInvalidValue;
   }
   return launch_dependent(kernel, dim3(args.team_blocks, args.teams), dim3(T::kThreads), smem,
                           stream, with_maps);

@@ -44,6 +44,7 @@ struct Queries {
           ptx::cp_async_16(shared.queries.address(at / kChunks, at % kChunks),
                            from[i] != nullptr ? from[i] : args.params.q, from[i] != nullptr);
       }
+      ptx::cp_async_commit();
     } else {
       const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -56,9 +57,10 @@ struct Queries {
       }
     }
   }
-  // A barrier of the block stands between arrived() and take().
+  // A barrier of the block stands between arrived() and take(). What was asked for behind the queries is
+  // not waited for.
   __device__ void arrived() const {
-    if constexpr (T::kTma) ptx::cp_async_wait_all();
+    if constexpr (T::kTma) ptx::cp_async_wait<0>();
   }
   __device__ void take(const SharedStorage<T>& shared) {
     if constexpr (T::kTma && T::kQueriesInRegisters) {

@@ -8,8 +8,9 @@
 // tile comes to it last, and takes the other parts in (parts.cuh). Shares are drawn in order, so that
 // blocks wait for earlier shares only: they need not be resident together.
 //
-// What is divided follows from lengths on the device, the shape and the number of multiprocessors
-// alone: the same inputs give the same bits, wherever K and V lie.
+// What is divided follows from lengths on the device, the shape, the bound max_kv_len (sections.h orders
+// tiles by it) and the number of multiprocessors: the same inputs give the same bits, wherever K and V
+// lie.
 #pragma once
 
 #include <cmath>

@@ -35,9 +35,6 @@ __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src) {
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
-__device__ __forceinline__ void cp_async_wait_all() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
 // Waits until at most kPending of the committed groups are still in flight.
 template <int kPending>
 __device__ __forceinline__ void cp_async_wait() {

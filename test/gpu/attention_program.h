@@ -169,7 +169,7 @@ inline Program random_program(Random& random) {
   if (random.chance(30))
     for (int h = 0; h < p.num_q_heads(); ++h) p.sink_logits.push_back(2.0f * random.normal());
   p.paged = random.chance(60);
-  p.page_size = random.pick<int>({1, 8, 16, 32, 64, 128});
+  p.page_size = random.pick<int>({1, 2, 4, 8, 16, 32, 64, 128});
   if (p.paged && random.chance(8) && p.kv_lens[0] > 0)
     p.bad_page = random.range(0, (p.kv_lens[0] - 1) / p.page_size);
   p.num_sms = random.pick<int>({1, 20, 100, 132});
