@@ -49,15 +49,16 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
                                        const Prepare& prepare) {
   using Math = typename T::Math;
   using Ring = std::conditional_t<T::kTma, TmaRing<T>, AsyncRing<T>>;
-  const int warp = threadIdx.x / 32 % kKeyWarps;
+  const int key_warp = threadIdx.x / 32 % kKeyWarps;
   const AttentionParams& params = args.params;
   const TileRange tiles(pair.visible, kSlabKeys);
   // None for a pair that sees no key, and for a tile of rows that a shorter sequence has not.
   const int32_t num_slabs = rows.rows > 0 ? min_i32(last, tiles.count()) : 0;
   const int stages = T::kTma ? args.stages : T::kStages;
-  Slab<T>* const slabs = ring_of(shared, args, warp);
-  Ring ring(shared, args, parities, pair, rows.kv_head,
-            SlabWalk(args, shared.progress.division.pair, tiles, first + warp, num_slabs, stride));
+  Slab<T>* const slabs = ring_of(shared, args, key_warp);
+  Ring ring(
+      shared, args, parities, pair, rows.kv_head,
+      SlabWalk(args, shared.progress.division.pair, tiles, first + key_warp, num_slabs, stride));
   Queries<T> queries;
   queries.find(args, pair, rows);
   SlabWalk::FirstPages pages =
@@ -101,11 +102,11 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   float o[Math::kRows][Math::kCols] = {};
   int stage = 0;
 #pragma unroll 1
-  for (int32_t i = first + warp; i < num_slabs; i += stride) {
+  for (int32_t i = first + key_warp; i < num_slabs; i += stride) {
     ring.wait(stage);
     const Slab<T>& slab = slabs[stage];
     const int32_t first_key = tiles.key(i);
-    const uint32_t bad = ring.paged() ? shared.bad[warp][stage] : 0;
+    const uint32_t bad = ring.paged() ? shared.bad[key_warp][stage] : 0;
     const bool at_edge = !tile_is_full(common, first_key, kSlabKeys);
     if (at_edge | (bad != 0)) [[unlikely]]
       ring.clean(stage, first_key);
@@ -140,7 +141,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
       *reinterpret_cast<float2*>(
           output_at(slabs[r / kWarpRows], r % kWarpRows, math.first_col() + Math::col_step(j))) =
           make_float2(o[i][j], o[i][j + 1]);
-    if (math.leads_row()) shared.state[warp][r] = state[i];
+    if (math.leads_row()) shared.state[key_warp][r] = state[i];
   }
   return true;
 }
