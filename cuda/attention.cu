@@ -2,10 +2,10 @@
 // left to the device: the host knows upper bounds only.
 #include "attention.h"
 #include "decode/decode_args.h"
-#include "decode/split.h"
 #include "dispatch.h"
 #include "forward_args.h"
 #include "sections.h"
+#include "split.h"
 #ifdef FLASH_GQA_SM90
 #include "sm90/prefill.h"
 #endif

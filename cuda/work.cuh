@@ -2,10 +2,10 @@
 // read on the device, and kept in shared memory.
 #pragma once
 
-#include "decode/split.h"
 #include "forward_args.h"
 #include "kv_source.h"
 #include "mask.h"
+#include "split.h"
 
 namespace flash_gqa::cuda {
 

@@ -2,7 +2,7 @@
 // so a captured graph stays right while kv_len grows; the host gives upper bounds only.
 #pragma once
 
-#include "../mask.h"
+#include "mask.h"
 
 namespace flash_gqa::cuda {
 
