@@ -234,6 +234,32 @@ describe.each(FLOAT_TYPES)("attention in %s", (dtype) => {
     expectClose(lse, await whole.lse!.read(), 4e-6, "lse");
   });
 
+  // On a GPU they are divided among blocks by a warp, 32 at a time.
+  it.each([33, 128, 129])("of %i sequences gives each what it gets alone", async (batch) => {
+    const random = new Random(batch);
+    const kvLens = Array.from({ length: batch }, () => random.integer(1, 80));
+    const x = ragged(batch, Array(batch).fill(1), kvLens);
+    const together = await dense(x, dtype).o.read();
+    const [qWidth, kvWidth] = [NUM_Q_HEADS * HEAD_DIM, NUM_KV_HEADS * HEAD_DIM];
+    const atol = { float32: 2e-6, bfloat16: 0.02, float16: 0.003 }[dtype];
+    const kvStarts = starts(kvLens);
+    for (let b = 0; b < batch; b += 8) {
+      const [from, to] = [kvStarts[b]! * kvWidth, kvStarts[b + 1]! * kvWidth];
+      const alone = dense(
+        {
+          q: x.q.slice(b * qWidth, (b + 1) * qWidth),
+          k: x.k.slice(from, to),
+          v: x.v.slice(from, to),
+          qLens: [1],
+          kvLens: [kvLens[b]!],
+        },
+        dtype,
+      );
+      const mine = together.slice(b * qWidth, (b + 1) * qWidth);
+      expectClose(mine, await alone.o.read(), atol, `sequence ${b}`);
+    }
+  });
+
   it("mergeStates ignores a part that saw no key", async () => {
     const x = ragged(11, [3], [20]);
     const { o, lse } = dense(x, dtype);

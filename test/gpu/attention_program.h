@@ -112,6 +112,21 @@ inline void make_long(Program& p, Random& random) {
   if (p.bad_page >= 0) p.bad_page = std::min(p.bad_page, (p.kv_lens[0] - 1) / p.page_size);
 }
 
+// So many sequences that a decode launch guesses their lengths in several turns of a warp, or (above 128) not at all.
+inline void make_many(Program& p, Random& random) {
+  const int batch = random.pick<int>({33, 64, 100, 128, 129, 140});
+  p.fixed_split = 0;
+  p.prefix_lens.clear();
+  p.q_lens.assign(batch, 1);
+  p.kv_lens.assign(batch, random.range(1, 60));
+  if (random.chance(70))
+    for (int b = 0; b < batch; ++b) {
+      p.q_lens[b] = random.chance(80) ? 1 : random.range(0, 4);
+      p.kv_lens[b] = random.chance(90) ? random.range(0, 60) : random.range(200, 700);
+    }
+  if (p.bad_page >= 0) p.bad_page = p.kv_lens[0] > 0 ? 0 : -1;
+}
+
 inline Program random_program(Random& random) {
   Program p;
   p.dtype = static_cast<DType>(random.range(0, 2));
@@ -174,7 +189,11 @@ inline Program random_program(Random& random) {
     p.bad_page = random.range(0, (p.kv_lens[0] - 1) / p.page_size);
   p.num_sms = random.pick<int>({1, 20, 100, 132});
   p.data_seed = random.next();
-  if (random.chance(15)) make_long(p, random);
+  if (random.chance(15)) {
+    make_long(p, random);
+  } else if (random.chance(6)) {
+    make_many(p, random);
+  }
   return p;
 }
 
