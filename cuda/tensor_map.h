@@ -51,24 +51,53 @@ bool encode_map(CUtensorMap& map, DType dtype, const void* base, const uint64_t 
 
 inline uint64_t at_least_one(int64_t n) { return n < 1 ? 1 : static_cast<uint64_t>(n); }
 
-inline bool encode_kv_maps(const AttentionParams& p, int32_t box_keys, KvMaps& maps) {
+// Where rows of 16-bit K and V lie, in bytes.
+struct KvRows {
+  const uint8_t* k;
+  const uint8_t* v;
+  uint64_t rows;  // of a page
+  uint64_t k_row;
+  uint64_t v_row;
+  uint64_t head;
+  uint64_t pages;
+  uint64_t page;
+};
+
+inline KvRows kv_rows(const AttentionParams& p) {
   const KvView& kv = p.kv;
-  const uint64_t d = p.head_dim, elem = 2, heads = p.num_kv_heads;
-  const uint32_t box[4] = {64, static_cast<uint32_t>(box_keys), 1, 1};
+  const auto* const k = static_cast<const uint8_t*>(kv.k);
+  const uint64_t elem = 2, row = p.head_dim * elem;
   if (kv.page_table != nullptr) {
-    const uint64_t head_bytes = kv.page_size * d * elem;
-    const uint64_t dims[4] = {d, static_cast<uint64_t>(kv.page_size), heads,
-                              at_least_one(kv.num_pages)};
-    const uint64_t strides[3] = {d * elem, head_bytes, kv.stride_page * elem};
-    const auto* pages = static_cast<const uint8_t*>(kv.k);
-    return encode_map<4>(maps.k, p.dtype, pages, dims, strides, box) &&
-           encode_map<4>(maps.v, p.dtype, pages + heads * head_bytes, dims, strides, box);
+    const uint64_t head = kv.page_size * row;
+    return {k,
+            k + p.num_kv_heads * head,
+            static_cast<uint64_t>(kv.page_size),
+            row,
+            row,
+            head,
+            at_least_one(kv.num_pages),
+            kv.stride_page * elem};
   }
-  const uint64_t dims[4] = {d, at_least_one(kv.total_kv), heads, 1};
-  const uint64_t k_strides[3] = {kv.k_stride_token * elem, d * elem, 16};  // one page: not used
-  const uint64_t v_strides[3] = {kv.v_stride_token * elem, d * elem, 16};
-  return encode_map<4>(maps.k, p.dtype, kv.k, dims, k_strides, box) &&
-         encode_map<4>(maps.v, p.dtype, kv.v, dims, v_strides, box);
+  // One page, whose stride is not used.
+  return {k,
+          static_cast<const uint8_t*>(kv.v),
+          at_least_one(kv.total_kv),
+          kv.k_stride_token * elem,
+          kv.v_stride_token * elem,
+          row,
+          1,
+          16};
+}
+
+inline bool encode_kv_maps(const AttentionParams& p, int32_t box_keys, KvMaps& maps) {
+  const KvRows at = kv_rows(p);
+  const uint32_t box[4] = {64, static_cast<uint32_t>(box_keys), 1, 1};
+  const uint64_t dims[4] = {static_cast<uint64_t>(p.head_dim), at.rows,
+                            static_cast<uint64_t>(p.num_kv_heads), at.pages};
+  const uint64_t k_strides[3] = {at.k_row, at.head, at.page};
+  const uint64_t v_strides[3] = {at.v_row, at.head, at.page};
+  return encode_map<4>(maps.k, p.dtype, at.k, dims, k_strides, box) &&
+         encode_map<4>(maps.v, p.dtype, at.v, dims, v_strides, box);
 }
 
 }  // namespace flash_gqa::cuda

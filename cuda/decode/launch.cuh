@@ -9,25 +9,15 @@ namespace flash_gqa::cuda::decode {
 // columns, or 64 of them where head_dim is less than the kernel's, so that what lies behind it arrives
 // as zeros.
 inline bool encode_slab_maps(const AttentionParams& p, bool whole, KvMaps& maps) {
-  const KvView& kv = p.kv;
-  const uint64_t d = p.head_dim, elem = 2, heads = p.num_kv_heads;
-  const uint64_t columns = whole ? 64 : d, halves = whole ? d / 64 : 1;
+  const KvRows at = kv_rows(p);
+  const uint64_t d = p.head_dim, halves = whole ? d / 64 : 1;
   const uint32_t box[5] = {64, kSlabKeys, static_cast<uint32_t>(halves), 1, 1};
-  if (kv.page_table != nullptr) {
-    const uint64_t head_bytes = kv.page_size * d * elem;
-    const uint64_t dims[5] = {columns, static_cast<uint64_t>(kv.page_size), halves, heads,
-                              at_least_one(kv.num_pages)};
-    const uint64_t strides[4] = {d * elem, 128, head_bytes, kv.stride_page * elem};
-    const auto* pages = static_cast<const uint8_t*>(kv.k);
-    return encode_map<5>(maps.k, p.dtype, pages, dims, strides, box) &&
-           encode_map<5>(maps.v, p.dtype, pages + heads * head_bytes, dims, strides, box);
-  }
-  const uint64_t dims[5] = {columns, at_least_one(kv.total_kv), halves, heads, 1};
-  const uint64_t k_strides[4] = {kv.k_stride_token * elem, 128, d * elem,
-                                 16};  // one page: not used
-  const uint64_t v_strides[4] = {kv.v_stride_token * elem, 128, d * elem, 16};
-  return encode_map<5>(maps.k, p.dtype, kv.k, dims, k_strides, box) &&
-         encode_map<5>(maps.v, p.dtype, kv.v, dims, v_strides, box);
+  const uint64_t dims[5] = {whole ? 64 : d, at.rows, halves, static_cast<uint64_t>(p.num_kv_heads),
+                            at.pages};
+  const uint64_t k_strides[4] = {at.k_row, 128, at.head, at.page};
+  const uint64_t v_strides[4] = {at.v_row, 128, at.head, at.page};
+  return encode_map<5>(maps.k, p.dtype, at.k, dims, k_strides, box) &&
+         encode_map<5>(maps.v, p.dtype, at.v, dims, v_strides, box);
 }
 
 template <class Element, int kHeadDim, int kGroups>
