@@ -34,6 +34,11 @@ __device__ __forceinline__ Slab<T>* ring_of(SharedStorage<T>& shared, const Deco
   return shared.ring + key_warp * (T::kTma ? args.stages : T::kStages);
 }
 
+// The sequence whose lengths a thread guesses, and confirms.
+__device__ __forceinline__ int32_t seen_by_thread(const DecodeArgs& args) {
+  return min_i32(ptx::fresh_thread_index(), args.params.batch.batch_size - 1);
+}
+
 // A block's share of one pair, up to the point where its warps have left their parts in shared
 // memory: slabs [first, last).
 //
@@ -71,13 +76,13 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     }
     wait_for_prerequisites();
     // Before the keys: behind them, the answers would come last.
-    const Lengths lengths = Division::first_lengths(args);
+    const int32_t looks_at = seen_by_thread(args);
+    const Lengths lengths(args, looks_at);
     const SlabWalk::FirstPages pages_again =
         ring.read_pages(pair.sequence, &shared.ignored_page_fault);
     queries.ask(shared, args, pair, rows);
     ring.ask_first();
-    const bool right =
-        pages_again == pages && (threadIdx.x >= 32 || Division::holds(args, shared.seen, lengths));
+    const bool right = pages_again == pages && lengths == shared.seen[looks_at];
     queries.arrived();
     // One verdict for the block.
     if (!__syncthreads_and(right)) {
@@ -230,8 +235,15 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   const int32_t batch = args.params.batch.batch_size;
   // Lengths are read, and all that follows from them is worked out, while the launch before is still
   // running: where there are dependent launches, and page ids can be guessed too.
+  static_assert(kMostGuessed <= T::kThreads);
   bool guessed = T::kTma && batch <= kMostGuessed && !args.small_pages();
-  if (!guessed) wait_for_prerequisites();
+  if (guessed) {
+    if (threadIdx.x < batch) shared.seen[threadIdx.x] = Lengths(args, threadIdx.x);
+    if (batch > 32) __syncthreads();
+    __syncwarp();
+  } else {
+    wait_for_prerequisites();
+  }
   int32_t num_pending = 0;
   for (auto x = static_cast<int32_t>(blockIdx.x); x < args.params.num_kv_heads * args.row_tiles;) {
     if (threadIdx.x < 32) {

@@ -95,11 +95,10 @@ struct Division {
     return rounds_per_unit == 1 ? rounds : (rounds + rounds_per_unit - 1) / rounds_per_unit;
   }
 
-  // One warp comes to it for its block; lane i looks at sequences i, i + 32, ... `seen`, if any, has
-  // room for the lengths of all sequences, and takes them: what follows from them is then the same
-  // however often they are looked at.
-  __device__ Division(const DecodeArgs& args, int32_t team, Lengths* seen, int32_t* fault)
-      : b(0), unit(team), b_first(0), pair(look(args, 0, seen, true, fault)) {
+  // One warp comes to it for its block; lane i looks at sequences i, i + 32, ... `seen`: the lengths of
+  // all sequences, or null, where they have to be read.
+  __device__ Division(const DecodeArgs& args, int32_t team, const Lengths* seen, int32_t* fault)
+      : b(0), unit(team), b_first(0), pair(look(args, 0, seen, fault)) {
     const int32_t batch = args.params.batch.batch_size;
     if (batch == 1) {
       const int32_t rounds = pair.rounds();
@@ -112,36 +111,19 @@ struct Division {
     locate(args, team, seen, fault);
   }
 
-  // Whether all lengths still are what was seen; `first` are those of this lane's first sequence.
-  __device__ static Lengths first_lengths(const DecodeArgs& args) {
-    return {args, lane_sequence(args, 0)};
-  }
-  __device__ static bool holds(const DecodeArgs& args, const Lengths* seen, const Lengths& first) {
-    bool same = first == seen[lane_sequence(args, 0)];
-#pragma unroll 1
-    for (int32_t at = 32; at < args.params.batch.batch_size; at += 32) {
-      const int32_t i = lane_sequence(args, at);
-      same &= Lengths(args, i) == seen[i];
-    }
-    return same;
-  }
-
  private:
   __device__ static int32_t lane_sequence(const DecodeArgs& args, int32_t at) {
     return min_i32(at + static_cast<int32_t>(threadIdx.x) % 32, args.params.batch.batch_size - 1);
   }
-  __device__ static Pair look(const DecodeArgs& args, int32_t at, Lengths* seen, bool first_time,
+  __device__ static Pair look(const DecodeArgs& args, int32_t at, const Lengths* seen,
                               int32_t* fault) {
-    const int32_t own = at + static_cast<int32_t>(threadIdx.x) % 32;
     const int32_t i = lane_sequence(args, at);
-    const Lengths lengths = seen != nullptr && !first_time ? seen[i] : Lengths(args, i);
-    // By its own lane alone: what another one reads meanwhile may be something else.
-    if (seen != nullptr && first_time && i == own) seen[i] = lengths;
-    return Pair(args, i, lengths, fault);
+    return Pair(args, i, seen != nullptr ? seen[i] : Lengths(args, i), fault);
   }
 
   // One loop for both passes, because code that runs once costs more to fetch than to execute.
-  __device__ void locate(const DecodeArgs& args, int32_t team, Lengths* seen, int32_t* fault) {
+  __device__ void locate(const DecodeArgs& args, int32_t team, const Lengths* seen,
+                         int32_t* fault) {
     const int32_t batch = args.params.batch.batch_size;
     const int32_t lane = threadIdx.x % 32;
     int64_t total = 0;
@@ -181,14 +163,13 @@ struct Division {
         if (counted) return;
         counted = true;
         at = 0;
-        __syncwarp();  // lanes look at what others have seen
         choose(args, static_cast<int32_t>(__reduce_max_sync(0xffffffffu, longest)),
                __reduce_add_sync(0xffffffffu, sequences), warp_sum(total));
         first = static_cast<int64_t>(team) * units_per_team;
         if (team >= teams) return;
         if (batch <= 32) continue;
       }
-      pair = look(args, at, seen, !counted, fault);
+      pair = look(args, at, seen, fault);
     }
   }
 
