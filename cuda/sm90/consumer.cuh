@@ -317,6 +317,20 @@ struct Consumer {
     release_values();
   }
 
+  // Key tiles that none of this warpgroup's rows sees, taken and given back.
+  __device__ __forceinline__ void skip_tiles(int32_t count) {
+#pragma unroll 1
+    for (; count > 0; --count) {
+      barrier_wait(shared.k_full[k.slot], k.parity);
+      take_turn();
+      pass_turn();
+      release(shared.k_empty[k.slot]);
+      k.advance();
+      barrier_wait(shared.v_full[v.slot], v.parity);
+      release_values();
+    }
+  }
+
   __device__ __forceinline__ void run() {
     const bool plain = params.soft_cap == 0.0f && params.sm_scale > 0.0f;
     OutputTile out{};  // of the tile before, which is stored behind the first scores of this one
@@ -324,14 +338,18 @@ struct Consumer {
     if (warpgroup == Traits::kConsumers - 1) pass_turn();
     for (;;) {
       barrier_wait(shared.q_full[q.slot], q.parity);
-      const int32_t count = load_uniform(shared.work[q.slot].key_tiles);
-      if (count <= 0) {  // a tile that sees no keys, or the end
-        if (unfinished) {
-          finish_values();
-          finish(out);
-          unfinished = false;
-        }
-        if (count == kNoMoreWork) break;
+      int32_t unseen = 0;
+      if constexpr (Traits::kConfig.skips)
+        unseen = load_uniform(shared.work[q.slot].unseen[warpgroup]);
+      const int32_t count = load_uniform(shared.work[q.slot].key_tiles) - unseen;
+      if (unfinished && (unseen > 0 || count <= 0)) {
+        finish_values();
+        finish(out);
+        unfinished = false;
+      }
+      if (count == kNoMoreWork) break;
+      skip_tiles(unseen);
+      if (count == 0) {
         begin_tile();
         clear_output();
         release(shared.q_empty[q.slot]);

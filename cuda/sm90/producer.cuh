@@ -124,9 +124,12 @@ __device__ __forceinline__ void produce_work(typename Traits::SharedStorage& sha
     barrier_wait(shared.q_empty[q.slot], q.parity ^ 1);
     auto& shared_work = shared.work[q.slot];
     if (lane < Traits::kConsumers) {
-      shared_work.common[lane] =
-          work.mask(params).common(work.first_token + schedule.token_of(lane * 64),
-                                   work.first_token + schedule.token_of(lane * 64 + 63));
+      const int32_t first = work.first_token + schedule.token_of(lane * 64);
+      const int32_t last = work.first_token + schedule.token_of(lane * 64 + 63);
+      shared_work.common[lane] = work.mask(params).common(first, last);
+      // At the end, `work` may be a tile that was only looked at.
+      shared_work.unseen[lane] =
+          done ? 0 : unseen_tiles<Traits::kTileKv>(work, params, first, last);
     }
     if (lane == 0) {
       shared_work.tile = work;

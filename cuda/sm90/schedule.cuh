@@ -88,12 +88,26 @@ constexpr int32_t kWhole = -1;
 constexpr int32_t kLeave = -1;        // the part is left for another block
 constexpr int32_t kDrawCounters = 2;  // and then flags of parts
 
+// Of the last key tiles of some work, how many none of tokens [first, last] sees. Who has a share of a
+// tile hands a part over in any case, and computes at least one.
+template <int kTileKv>
+__device__ __forceinline__ int32_t unseen_tiles(const WorkTile& work, const AttentionParams& params,
+                                                int32_t first, int32_t last) {
+  KeyRange keys = work.keys;  // where tiles begin
+  const int32_t end = work.first_token + work.tokens;
+  keys.hi = first < end ? work.mask(params).rows(first, min_i32(last, end - 1)).hi : 0;
+  const int32_t seen = first < end ? TileRange(keys, kTileKv).count() : 0;
+  const int32_t least = min_i32(work.key_end, work.key_first + (work.share == kWhole ? 0 : 1));
+  return work.key_end - min_i32(max_i32(seen, least), work.key_end);
+}
+
 // What one warp decodes, and all others read.
 template <int kConsumers>
 struct SharedWork {
   int32_t key_tiles;  // that are visited, or kNoMoreWork
   WorkTile tile;
   KeyRange common[kConsumers];  // that all rows of a warpgroup see
+  int32_t unseen[kConsumers];   // of the last key tiles, how many none of its rows sees
 };
 
 // Words that are the same for a whole warp, from shared memory. Each lane loads one, and the rest

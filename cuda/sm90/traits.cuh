@@ -20,6 +20,7 @@ struct TileConfig {
                    // the other's products
   bool divides;  // the keys of the last tiles (rest.cuh). From head_dim 192 on K and V of all heads
                  // at once leave the L2, and shares read them apart
+  bool skips;    // a warpgroup does not compute the last key tiles, where its rows see none of them
   int producer_registers;
   int consumer_registers;
   const char* name;
@@ -30,15 +31,15 @@ struct TileConfig {
 constexpr TileConfig tile_config(int head_dim) {
   switch (head_dim) {
     case 64:  // O and S are small: three warpgroups share each K and V tile
-      return {128, 3, 2, 2, 2, false, true, true, 32, 160, "sm90 wgmma 192x128"};
+      return {128, 3, 2, 2, 2, false, true, true, true, 32, 160, "sm90 wgmma 192x128"};
     case 96:  // computed as 96 columns, stored as 128
-      return {96, 3, 2, 2, 2, false, true, true, 32, 160, "sm90 wgmma 192x96"};
+      return {96, 3, 2, 2, 2, false, true, true, true, 32, 160, "sm90 wgmma 192x96"};
     case 128:  // S 32 + O 64 + P 16 registers; Q 2 x 48 KB, K and V 6 x 16 KB
-      return {64, 3, 2, 3, 3, true, true, true, 32, 160, "sm90 wgmma 192x64"};
+      return {64, 3, 2, 3, 3, true, true, true, true, 32, 160, "sm90 wgmma 192x64"};
     case 192:  // Q 48 KB + 4 x 42 KB
-      return {112, 2, 1, 2, 2, false, false, false, 40, 232, "sm90 wgmma 128x112"};
+      return {112, 2, 1, 2, 2, false, false, false, false, 40, 232, "sm90 wgmma 128x112"};
     default:  // 256: Q 64 KB + 4 x 40 KB; O takes 128 registers
-      return {80, 2, 1, 2, 2, false, false, false, 40, 232, "sm90 wgmma 128x80"};
+      return {80, 2, 1, 2, 2, false, false, false, false, 40, 232, "sm90 wgmma 128x80"};
   }
 }
 

@@ -7,6 +7,7 @@
 //   build/gpu/attention_driver time
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <string_view>
 #include <thread>
@@ -151,6 +152,34 @@ std::string check_program(const Program& p, const Values& x, const Answer& want,
   return "";
 }
 
+// Says which program a kernel hangs in, and ends the process: nothing else can.
+class Watchdog {
+ public:
+  explicit Watchdog(const std::vector<Program>& programs)
+      : thread_([this, &programs] {
+          for (int seen = -1, same = 0; !done_;) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(100));
+            const int at = at_;
+            same = at == seen ? same + 1 : 0;
+            seen = at;
+            if (same < 100 || at < 0) continue;
+            std::printf("FAIL program %d (%s): hangs\n", at, programs[at].describe().c_str());
+            std::fflush(stdout);
+            std::_Exit(1);
+          }
+        }) {}
+  ~Watchdog() {
+    done_ = true;
+    thread_.join();
+  }
+  void begin(int program) { at_ = program; }
+
+ private:
+  std::atomic<int> at_{-1};
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
 int check_programs(int count, uint64_t seed, const cuda::DeviceTraits& device) {
   std::vector<Program> programs;
   Random random(seed);
@@ -171,7 +200,9 @@ int check_programs(int count, uint64_t seed, const cuda::DeviceTraits& device) {
 
   int failed = 0;
   std::map<std::string, int> kernels;
+  Watchdog watchdog(programs);
   for (int i = 0; i < count; ++i) {
+    watchdog.begin(i);
     cuda::DeviceTraits traits = device;
     if (i % 2 == 1) traits.max_smem = std::min<size_t>(traits.max_smem, 101376);
     const std::string wrong = check_program(programs[i], values[i], answers[i], traits, kernels);
