@@ -144,18 +144,10 @@ struct Consumer {
     return scale;
   }
 
-  // Raises the maxima to those of this tile, where they grew by much: in most tiles none did. Both
-  // rows side by side and two partial maxima each: a chain of dependent ones per row would leave the
-  // warp waiting for its own last instruction.
+  // Raises the maxima to those of this tile, where they grew by much: in most tiles none did.
   __device__ __forceinline__ void raise_maxima(float scale) {
-    float part[2][2] = {{rS[0], rS[1]}, {rS[2], rS[3]}};
-#pragma unroll
-    for (int i = 4; i < kTileKv / 2; ++i) {
-      float& m = part[i / 2 % 2][i % 2];
-      m = fmaxf(m, rS[i]);
-    }
-    const float tile_max[2] = {fmaxf(part[0][0], part[0][1]) * scale,
-                               fmaxf(part[1][0], part[1][1]) * scale};
+    float tile_max[2];
+    row_maxima(rS, scale, tile_max);
     rescale = __any_sync(0xffffffff, state[0].exceeded_by(tile_max[0], kMaxSlack) ||
                                          state[1].exceeded_by(tile_max[1], kMaxSlack));
     if (!rescale) return;
@@ -167,23 +159,10 @@ struct Consumer {
     }
   }
 
-  // Logits to probabilities in place, and their sums over this thread's keys.
-  __device__ __forceinline__ void exponentials(float scale, const float (&reference)[2],
-                                               float (&sum)[2]) {
-    float part[2][2] = {};
-#pragma unroll
-    for (int i = 0; i < kTileKv / 2; ++i) {
-      rS[i] = ptx::exp2_approx(fmaf(rS[i], scale, -reference[i / 2 % 2]));
-      part[i / 2 % 2][i % 2] += rS[i];
-    }
-#pragma unroll
-    for (int r = 0; r < 2; ++r) sum[r] = part[r][0] + part[r][1];
-  }
-
   __device__ __forceinline__ void softmax(float scale) {
     raise_maxima(scale);
     float sum[2];
-    exponentials(scale, {state[0].reference(), state[1].reference()}, sum);
+    exponentials(rS, scale, {state[0].reference(), state[1].reference()}, sum);
 #pragma unroll
     for (int r = 0; r < 2; ++r) state[r].sum += sum[r];
   }
@@ -206,7 +185,7 @@ struct Consumer {
   __device__ __forceinline__ void softmax_unless_exceeded(float scale) {
     rescale = false;
     float sum[2];
-    exponentials(scale, {state[0].max, state[1].max}, sum);
+    exponentials(rS, scale, {state[0].max, state[1].max}, sum);
     if (__any_sync(0xffffffff, sum[0] > kLargeSum || sum[1] > kLargeSum)) {
       repeat_scores();
       softmax(scale);

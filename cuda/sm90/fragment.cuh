@@ -83,4 +83,32 @@ __device__ __forceinline__ void store_row(const float (&o)[kCount], int r, float
   }
 }
 
+// The maxima of this thread's logits in its two rows, times scale. Side by side, and two partial maxima
+// each: a chain of dependent ones per row would leave the warp waiting for its own last instruction.
+template <int kCount>
+__device__ __forceinline__ void row_maxima(const float (&s)[kCount], float scale, float (&max)[2]) {
+  float part[2][2] = {{s[0], s[1]}, {s[2], s[3]}};
+#pragma unroll
+  for (int i = 4; i < kCount; ++i) {
+    float& m = part[i / 2 % 2][i % 2];
+    m = fmaxf(m, s[i]);
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) max[r] = fmaxf(part[r][0], part[r][1]) * scale;
+}
+
+// Logits to probabilities in place, and their sums over this thread's keys.
+template <int kCount>
+__device__ __forceinline__ void exponentials(float (&s)[kCount], float scale,
+                                             const float (&reference)[2], float (&sum)[2]) {
+  float part[2][2] = {};
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    s[i] = ptx::exp2_approx(fmaf(s[i], scale, -reference[i / 2 % 2]));
+    part[i / 2 % 2][i % 2] += s[i];
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) sum[r] = part[r][0] + part[r][1];
+}
+
 }  // namespace flash_gqa::cuda::sm90
