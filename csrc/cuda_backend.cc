@@ -157,23 +157,7 @@ void CudaBackend::synchronize_now(const char* name) {
 
 void CudaBackend::upload(void* dst, DType to, const void* src, DType from, size_t elements) {
   refuse_in_capture("upload");
-  enqueue("upload", [&](cudaStream_t stream) {
-    const size_t to_bytes = dtype_bytes(to);
-    const size_t piece = UploadRing::kLargest / to_bytes;
-    for (size_t first = 0; first < elements; first += piece) {
-      const size_t count = std::min(piece, elements - first);
-      char* staging;
-      cudaError_t error = uploads_->reserve(count * to_bytes, &staging);
-      if (error != cudaSuccess) return error;
-      convert_on_host(staging, to, static_cast<const char*>(src) + first * dtype_bytes(from), from,
-                      count);
-      error = cudaMemcpyAsync(static_cast<char*>(dst) + first * to_bytes, staging, count * to_bytes,
-                              cudaMemcpyHostToDevice, stream);
-      if (error == cudaSuccess) error = uploads_->commit();
-      if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
-  });
+  enqueue("upload", [&](cudaStream_t) { return uploads_->send(dst, to, src, from, elements); });
 }
 
 void CudaBackend::load(void* dst, DType to, HostSource source, DType from, size_t elements,

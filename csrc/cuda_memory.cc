@@ -1,5 +1,10 @@
 #include "cuda_memory.h"
 
+#include <algorithm>
+
+#include "../cuda/launch.h"
+#include "cpu/kernels.h"
+
 namespace flash_gqa {
 namespace {
 
@@ -92,6 +97,33 @@ cudaError_t PinnedBuffer::reserve(size_t bytes) {
 UploadRing::~UploadRing() {
   while (!copies_.empty()) retire_oldest();
   for (cudaEvent_t event : events_) cudaEventDestroy(event);
+}
+
+void convert_on_host(void* dst, DType to, const void* src, DType from, size_t elements) {
+  cpu::convert(dst, to, src, from, static_cast<int64_t>(elements));
+}
+
+cudaError_t UploadRing::send(void* dst, DType to, const void* src, DType from, size_t elements) {
+  const size_t to_bytes = dtype_bytes(to);
+  if (elements * to_bytes <= cuda::kMostInlineBytes) {
+    char values[cuda::kMostInlineBytes];
+    convert_on_host(values, to, src, from, elements);
+    return cuda::store(dst, values, elements * to_bytes, stream_);
+  }
+  const size_t piece = kLargest / to_bytes;
+  for (size_t first = 0; first < elements; first += piece) {
+    const size_t count = std::min(piece, elements - first);
+    char* staging;
+    cudaError_t error = reserve(count * to_bytes, &staging);
+    if (error != cudaSuccess) return error;
+    convert_on_host(staging, to, static_cast<const char*>(src) + first * dtype_bytes(from), from,
+                    count);
+    error = cudaMemcpyAsync(static_cast<char*>(dst) + first * to_bytes, staging, count * to_bytes,
+                            cudaMemcpyHostToDevice, stream_);
+    if (error == cudaSuccess) error = commit();
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
 }
 
 void UploadRing::retire_oldest() {

@@ -57,8 +57,11 @@ class PinnedBuffer {
   char* data_ = nullptr;
 };
 
-// Host values on their way to the device: a ring of pinned memory. A caller waits only where the
-// ring is full, and then for the oldest copy alone.
+// Converts or copies host values with the CPU back end's kernels.
+void convert_on_host(void* dst, DType to, const void* src, DType from, size_t elements);
+
+// Host values on their way to the device: few of them in a launch, more through a ring of pinned
+// memory. A caller waits only where the ring is full, and then for the oldest copy alone.
 class UploadRing {
  public:
   static constexpr size_t kBytes = size_t{16} << 20;
@@ -70,16 +73,18 @@ class UploadRing {
   UploadRing(const UploadRing&) = delete;
   UploadRing& operator=(const UploadRing&) = delete;
 
-  // `bytes` of pinned memory, to be filled and copied from on the stream.
-  cudaError_t reserve(size_t bytes, char** staging);
-  // Marks the last reservation as used by what has been enqueued so far.
-  cudaError_t commit();
+  // `src` has been read when this returns.
+  cudaError_t send(void* dst, DType to, const void* src, DType from, size_t elements);
 
  private:
   struct Copy {
     size_t end;  // in bytes since the beginning, as head_
     cudaEvent_t event;
   };
+  // `bytes` of pinned memory, to be filled and copied from on the stream.
+  cudaError_t reserve(size_t bytes, char** staging);
+  // Marks the last reservation as used by what has been enqueued so far.
+  cudaError_t commit();
   void retire_oldest();
 
   const cudaStream_t stream_;

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <utility>
 
-#include "cpu/kernels.h"
 #include "fault.h"
 #include "thread.h"
 
@@ -137,10 +136,6 @@ cudaError_t HostCopier::copy(void* dst, DType to, const void* src, DType from, s
   }
   if (error != cudaSuccess) cudaStreamSynchronize(stream_);
   return error;
-}
-
-void convert_on_host(void* dst, DType to, const void* src, DType from, size_t elements) {
-  cpu::convert(dst, to, src, from, static_cast<int64_t>(elements));
 }
 
 }  // namespace flash_gqa

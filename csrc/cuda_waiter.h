@@ -87,7 +87,4 @@ class HostCopier {
   cudaEvent_t copied_[2] = {};
 };
 
-// Converts or copies host values with the CPU back end's kernels.
-void convert_on_host(void* dst, DType to, const void* src, DType from, size_t elements);
-
 }  // namespace flash_gqa

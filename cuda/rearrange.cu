@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstring>
 
 #include "copy_rows.cuh"
 #include "launch.h"
@@ -56,6 +57,15 @@ __global__ void scatter_kernel(int32_t* dst, const __grid_constant__ Pairs pairs
   dst[pair.x] = pair.y;
 }
 
+struct InlineBytes {
+  uint32_t count;
+  uint8_t at[kMostInlineBytes];
+};
+
+__global__ void store_kernel(uint8_t* dst, const __grid_constant__ InlineBytes bytes) {
+  for (uint32_t i = threadIdx.x; i < bytes.count; i += blockDim.x) dst[i] = bytes.at[i];
+}
+
 // Block (part, pair, layer): page_units units of one page, page pairs.x -> pairs.y.
 template <class Unit>
 __global__ void copy_pages_kernel(Unit* pool, int64_t page_units, int64_t num_pages,
@@ -111,6 +121,14 @@ cudaError_t scatter(const ScatterParams& params, cudaStream_t stream) {
   return for_pairs(params.pairs, params.num_pairs, [&](const Pairs& pairs) {
     scatter_kernel<<<(pairs.count + 127) / 128, 128, 0, stream>>>(params.dst, pairs);
   });
+}
+
+cudaError_t store(void* dst, const void* host, size_t bytes, cudaStream_t stream) {
+  InlineBytes values;
+  values.count = static_cast<uint32_t>(std::min(bytes, kMostInlineBytes));
+  std::memcpy(values.at, host, values.count);
+  store_kernel<<<1, 256, 0, stream>>>(static_cast<uint8_t*>(dst), values);
+  return cudaPeekAtLastError();
 }
 
 }  // namespace flash_gqa::cuda
