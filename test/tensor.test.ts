@@ -127,6 +127,20 @@ describe("values", () => {
     expect((await device.zeros([3, 0], "bfloat16").readBits()).length).toBe(0);
   });
 
+  // Few values travel otherwise than many (csrc/cuda_memory.cc): 3,840 bytes.
+  it.each([1, 3, 959, 960, 961, 1919, 1920, 1921])(
+    "writes %i values behind an odd one",
+    async (n) => {
+      using whole = device.zeros([n + 3], "bfloat16");
+      using part = whole.slice(0, 1, n + 1);
+      const values = Float32Array.from({ length: n }, (_, i) => (i % 255) + 1);
+      part.write(values);
+      values.fill(0);
+      const read = Array.from(await whole.read());
+      expect(read).toEqual([0, ...Array.from({ length: n }, (_, i) => (i % 255) + 1), 0, 0]);
+    },
+  );
+
   it("zeros are zero, to() converts, clone() copies, write() overwrites in order", async () => {
     expect(await device.zeros([2, 3]).read()).toEqual(new Float32Array(6));
     const source = device.tensor(Float32Array.of(1.001, 2), [2]);
