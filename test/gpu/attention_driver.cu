@@ -5,6 +5,7 @@
 //   build/gpu/attention_driver                    400 programs, then timings
 //   build/gpu/attention_driver check 1000 7       1000 programs from seed 7
 //   build/gpu/attention_driver time
+//   build/gpu/attention_driver resident           whether decode's blocks always find room
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -14,6 +15,7 @@
 
 #include "attention_timing.h"
 #include "device_run.h"
+#include "residency.h"
 
 namespace flash_gqa::test {
 namespace {
@@ -246,6 +248,10 @@ int main(int argc, char** argv) {
   const flash_gqa::cuda::DeviceTraits device = device_traits();
   std::printf("sm_%d, %d multiprocessors, %zu bytes of shared memory per block\n", device.sm,
               device.num_sms, device.max_smem);
+  if (mode == "resident") {
+    Residency(device).check_all();
+    return 0;
+  }
   const int failed = mode == "time" ? 0 : check_programs(count, seed, device);
   if (mode != "check") time_all(device);
   return failed == 0 ? 0 : 1;

@@ -100,7 +100,8 @@ sanitizer memcheck80 memcheck
 variables=()
 part driver bash -c '
   cmake -G Ninja -S test/gpu -B build/gpu-driver -DCMAKE_CUDA_ARCHITECTURES="$FLASH_GQA_CUDA_ARCHS" &&
-  cmake --build build/gpu-driver && build/gpu-driver/attention_driver check'
+  cmake --build build/gpu-driver && build/gpu-driver/attention_driver resident &&
+  build/gpu-driver/attention_driver check'
 # Greedy text in float32 must not depend on the device.
 part demo bash -c '
   for device in cpu cuda; do
