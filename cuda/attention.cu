@@ -86,6 +86,17 @@ int32_t max_tiles(const AttentionParams& params, int32_t tile_kv, int32_t item_t
   return tiles.count() + 2;  // both ends of the band may lie anywhere in a tile
 }
 
+// Rounds of a decode launch, at most. Of a ragged batch no sequence's length is known on the host, but
+// that of all together.
+int64_t max_rounds(const AttentionParams& params, int32_t item_tokens) {
+  const int64_t batch_size = params.batch.batch_size;
+  const int32_t tiles = max_tiles(params, decode::kSlabKeys, item_tokens);
+  const int64_t rounds = batch_size * ceil_div(tiles, decode::kKeyWarps);
+  const bool ragged = params.kv.page_table == nullptr && params.batch.cu_seqlens_k != nullptr;
+  const int64_t all = params.kv.total_kv / (decode::kSlabKeys * decode::kKeyWarps) + batch_size;
+  return ragged && all < rounds ? all : rounds;
+}
+
 // fixed_split divides sequences of at most kRouteMaxRows[kShort] rows into splits of a fixed length
 // and leaves longer ones whole; otherwise items are divided until the device is full.
 void choose_splits(Launch& launch, Route route, const DeviceTraits& device) {
@@ -170,10 +181,8 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.teams_alone = alone / args.team_blocks;
   args.teams = most / args.team_blocks;
   if (args.team_blocks < columns) args.teams = args.teams_alone = 1;
-  const int32_t tiles = max_tiles(params, decode::kSlabKeys, rows / args.group_size + 2);
-  const int64_t rounds =
-      static_cast<int64_t>(params.batch.batch_size) * ceil_div(tiles, decode::kKeyWarps);
-  if (rounds <= static_cast<int64_t>(args.teams_alone) * decode::kRoundsAlone)
+  if (max_rounds(params, rows / args.group_size + 2) <=
+      static_cast<int64_t>(args.teams_alone) * decode::kRoundsAlone)
     args.teams = args.teams_alone;
   args.part_o = static_cast<float4*>(device.merge_places);
   args.part_state =

@@ -256,6 +256,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
     int32_t left = division.units_per_team;
     bool held = true;
     if (guessed && division.b >= batch) {  // nothing to do that would show whether that is right
+      allow_dependents();
       wait_for_prerequisites();
       held = false;
     }
