@@ -106,7 +106,7 @@ void convert_on_host(void* dst, DType to, const void* src, DType from, size_t el
 cudaError_t UploadRing::send(void* dst, DType to, const void* src, DType from, size_t elements) {
   const size_t to_bytes = dtype_bytes(to);
   if (elements * to_bytes <= cuda::kMostInlineBytes) {
-    char values[cuda::kMostInlineBytes];
+    alignas(16) char values[cuda::kMostInlineBytes];
     convert_on_host(values, to, src, from, elements);
     return cuda::store(dst, values, elements * to_bytes, stream_);
   }

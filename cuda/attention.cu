@@ -86,8 +86,9 @@ int32_t max_tiles(const AttentionParams& params, int32_t tile_kv, int32_t item_t
   return tiles.count() + 2;  // both ends of the band may lie anywhere in a tile
 }
 
-// Rounds of a decode launch, at most. Of a ragged batch no sequence's length is known on the host, but
-// that of all together.
+// Rounds of a decode launch, at most, unless a length on the device exceeds max_kv_len or offsets
+// decrease: then fewer blocks do it all. Of a ragged batch no sequence's length is known on the host,
+// but that of all together.
 int64_t max_rounds(const AttentionParams& params, int32_t item_tokens) {
   const int64_t batch_size = params.batch.batch_size;
   const int32_t tiles = max_tiles(params, decode::kSlabKeys, item_tokens);

@@ -27,7 +27,7 @@ cudaError_t merge_states(const MergeStatesParams& params, cudaStream_t stream);
 cudaError_t copy_pages(const CopyPagesParams& params, cudaStream_t stream);
 cudaError_t scatter(const ScatterParams& params, cudaStream_t stream);
 // Host values that travel in the launch itself: no staging, no copy engine, no event. At most so many
-// bytes.
+// bytes, of the 4 KB that a kernel's parameters may have.
 constexpr size_t kMostInlineBytes = 3840;
 cudaError_t store(void* dst, const void* host, size_t bytes, cudaStream_t stream);
 

@@ -27,7 +27,7 @@ struct VisibleKey {
 };
 
 // Host arrays travel by value in the launch, so nothing has to be staged or kept.
-constexpr int kPairsPerLaunch = 480;
+constexpr int kPairsPerLaunch = kMostInlineBytes / sizeof(int2);
 struct Pairs {
   int32_t count;
   int2 at[kPairsPerLaunch];
@@ -124,8 +124,9 @@ cudaError_t scatter(const ScatterParams& params, cudaStream_t stream) {
 }
 
 cudaError_t store(void* dst, const void* host, size_t bytes, cudaStream_t stream) {
+  if (bytes > kMostInlineBytes) return cudaErrorInvalidValue;
   InlineBytes values;
-  values.count = static_cast<uint32_t>(std::min(bytes, kMostInlineBytes));
+  values.count = static_cast<uint32_t>(bytes);
   std::memcpy(values.at, host, values.count);
   store_kernel<<<1, 256, 0, stream>>>(static_cast<uint8_t*>(dst), values);
   return cudaPeekAtLastError();

@@ -68,9 +68,8 @@ struct SharedStorage {
   uint32_t bad[kKeyWarps][kMaxStages];  // keys of a slab whose page id is invalid, one bit each
   // The pair that this block begins with, the one that it ends with, and the one at hand.
   SharedPair pairs[3];
-  // By the first warp, which divides the work for the block.
-  Lengths seen[T::kTma ? kMostGuessed : 1];
-  Division division;  // that it came to
+  Lengths seen[T::kTma ? kMostGuessed : 1];  // written by a thread for each sequence
+  Division division;                         // to which the first warp came, for the block
   Progress progress;
   // Of what is read before the launches in front are done:
   int32_t ignored_fault;                 // in lengths, reported once they are confirmed

@@ -78,7 +78,7 @@ struct Consumer {
   }
 
   // Probabilities of masked keys are 0, but 0 * NaN is NaN: value rows beyond the sequence may hold
-  // anything. Only the last tile of keys has any. All warpgroups write the same zeros.
+  // anything. Only the last tile of keys has any. Each warpgroup that computes it writes the same zeros.
   __device__ __forceinline__ void clear_tail(int32_t first_row) {
     barrier_wait(shared.v_full[v.slot], v.parity);
     shared.v[v.slot].clear_from(first_row, thread);
@@ -296,7 +296,8 @@ struct Consumer {
     release_values();
   }
 
-  // Key tiles that none of this warpgroup's rows sees, taken and given back.
+  // Key tiles that none of this warpgroup's rows sees, taken and given back, and a turn for each: turns
+  // are counted by key tiles. Values before it are multiplied first, or others would wait for their slot.
   __device__ __forceinline__ void skip_tiles(int32_t count) {
 #pragma unroll 1
     for (; count > 0; --count) {

@@ -112,7 +112,7 @@ inline void make_long(Program& p, Random& random) {
   if (p.bad_page >= 0) p.bad_page = std::min(p.bad_page, (p.kv_lens[0] - 1) / p.page_size);
 }
 
-// So many sequences that a decode launch guesses their lengths in several turns of a warp, or (above 128) not at all.
+// So many sequences that a decode launch guesses their lengths with several warps, or (above 128) not at all.
 inline void make_many(Program& p, Random& random) {
   const int batch = random.pick<int>({33, 64, 100, 128, 129, 140});
   p.fixed_split = 0;
