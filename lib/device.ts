@@ -138,7 +138,12 @@ export class Device {
     if (values.elements === 0) return tensor;
     const { id, offset } = tensor.ref(operation);
     const { view, from, elements } = values;
-    addon.upload(id, offset, DTYPE_CODE[type], view, DTYPE_CODE[from], elements);
+    try {
+      addon.upload(id, offset, DTYPE_CODE[type], view, DTYPE_CODE[from], elements);
+    } catch (error) {
+      tensor.dispose();
+      throw error;
+    }
     return tensor;
   }
 

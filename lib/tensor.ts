@@ -190,9 +190,12 @@ export class Tensor {
       return this;
     }
     const staged = this.device.allocate(operation, this.shape, this.dtype);
-    staged.write(data);
-    copyTensor(operation, this, staged);
-    staged.dispose();
+    try {
+      staged.write(data);
+      copyTensor(operation, this, staged);
+    } finally {
+      staged.dispose();
+    }
     return this;
   }
 

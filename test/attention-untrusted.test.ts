@@ -64,6 +64,26 @@ describe("tables and lengths that are read on the device", () => {
     expect(await o.read()).toEqual(new Float32Array(2 * 4 * 64).fill(1));
   });
 
+  it("rows that offsets leave out show nothing of what lay in their memory: zeros, and NaN as lse", async () => {
+    const [behind, before] = [deviceInts(0, 1), deviceInts(3, 4)];
+    for (const [cuSeqlensQ, row] of [
+      [behind, 0],
+      [before, 3],
+    ] as const) {
+      for (const shape of [
+        [4, 4, 64],
+        [4, 4],
+      ]) {
+        device.tensor(new Float32Array(shape.reduce((a, b) => a * b)).fill(777), shape).dispose();
+      }
+      const options = { cuSeqlensQ, cuSeqlensK: [0, 8], lse: true };
+      const { o, lse } = attention(q(), kv(), kv(), options);
+      expect(await o.read()).toEqual(new Float32Array(4 * 4 * 64));
+      const known = Array.from(await lse!.read(), (x) => !Number.isNaN(x));
+      expect(known).toEqual(Array.from({ length: 16 }, (_, i) => Math.floor(i / 4) === row));
+    }
+  });
+
   it("dense offsets too", async () => {
     const { o } = attention(q(), kv(), kv(), {
       cuSeqlensQ: deviceInts(0, 4),

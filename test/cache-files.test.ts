@@ -345,6 +345,37 @@ describe("a place that is not as usual", () => {
     expect(seq.fork().length).toBe(20); // not busy any more
   });
 
+  it("refuses a stream that has ended, which would never answer", async () => {
+    using cache = meanCache(device);
+    const seq = sequenceOf(cache, 20);
+    const ended = new Writable({ write: (_, __, done) => done() });
+    await new Promise<void>((resolve) => ended.end(resolve));
+    expect(await failing(cache.save(seq, { stream: ended }))).toBe("INVALID_ARGUMENT");
+    expect(seq.fork().length).toBe(20);
+  });
+
+  it("refuses a name that no load would take, and takes the longest", async () => {
+    using cache = meanCache(device);
+    const seq = sequenceOf(cache, 20);
+    const model = "x".repeat((1 << 16) - 2);
+    expect(await failing(cache.save(seq, { model: `${model}x` }))).toBe("INVALID_ARGUMENT");
+    expect((await cache.load(await cache.save(seq, { model }), { model })).length).toBe(20);
+  });
+
+  it("refuses iterators that give nothing, and does not wait for one that never lets go", async () => {
+    using cache = meanCache(device);
+    const source = (next: () => unknown) =>
+      ({ [Symbol.asyncIterator]: () => ({ next, return: () => new Promise(() => {}) }) }) as Wrong;
+    expect(await failing(cache.load(source(async () => undefined)))).toBe("INVALID_ARGUMENT");
+    const bytes = { done: false, value: new Uint8Array(100) };
+    expect(await failing(cache.load(source(async () => bytes)))).toBe("CORRUPT_DATA");
+    const bare = async function* () {
+      yield new Uint8Array(1);
+      throw Object.create(null);
+    };
+    expect(await failing(cache.load(bare() as Wrong))).toBe("INVALID_ARGUMENT");
+  });
+
   it("refuses sources whose iterators are none", async () => {
     using cache = meanCache(device);
     const broken = { [Symbol.asyncIterator]: 5 } as Wrong;

@@ -75,6 +75,24 @@ describe("next", () => {
     expectError(() => step.next(1), "DISPOSED", `sequence ${a.id}`);
     cache.dispose();
   });
+
+  it("a getter that ends the step has taken nothing", () => {
+    using cache = makeCache();
+    const a = cache.open();
+    const step = cache.plan([[a, 1]]);
+    step.rollback();
+    const { used } = cache.stats().pages;
+    const counts: number[] = [];
+    Object.defineProperty(counts, 0, {
+      get: () => {
+        step.dispose();
+        return 1;
+      },
+    });
+    expectError(() => step.next(counts), "DISPOSED", "step.next");
+    expect([cache.stats().pages.used, a.inStep]).toEqual([used, false]);
+    a.close();
+  });
 });
 
 describe("outputs", () => {

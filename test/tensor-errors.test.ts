@@ -168,6 +168,19 @@ describe("wrong arguments", () => {
     });
     const call = () => attention(q, k, k, { cuSeqlensQ, cuSeqlensK: [0, 2] });
     expectError(call, "OUT_OF_MEMORY", "attention", "cuSeqlensQ", String(2 ** 40));
+    const rows: Int32Array[] = Array(100_000).fill(new Int32Array(0));
+    rows[5] = new Int32Array(1_000_000);
+    const pages = device.zeros([2, 2, 2, 4, 8]);
+    const table = { pages, pageTable: rows, kvLens: [0], tableRows: [0] };
+    expectError(() => attention(q, table), "OUT_OF_MEMORY", "attention", "pageTable");
+  });
+
+  it("leave no memory behind", () => {
+    const liar = new Float32Array(4);
+    Object.defineProperty(liar, "length", { value: 1 << 20 });
+    const { allocated } = device.memory();
+    expectError(() => device.tensor(liar, [1 << 20]), "INVALID_ARGUMENT");
+    expect(device.memory().allocated).toBe(allocated);
   });
 });
 

@@ -4,6 +4,7 @@ import { randomUUID } from "node:crypto";
 import { constants, type FileHandle, open, realpath, rename, rm, stat } from "node:fs/promises";
 import { type Readable, Stream, type Writable } from "node:stream";
 import { pipeline } from "node:stream/promises";
+import { setImmediate } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import { isUint8Array } from "node:util/types";
 import { checkMemory, hostCopy, show } from "../check";
@@ -101,8 +102,14 @@ const WRITABLE = ["write", "end", "on", "once", "emit", "removeListener"] as con
 
 export function checkWritable(operation: string, stream: unknown): Writable {
   const methods = (stream ?? {}) as Partial<Writable>;
-  if (WRITABLE.every((name) => typeof methods[name] === "function")) return stream as Writable;
-  throw invalid(operation, `stream expected a Writable, got ${show(stream)}`);
+  if (!WRITABLE.every((name) => typeof methods[name] === "function")) {
+    throw invalid(operation, `stream expected a Writable, got ${show(stream)}`);
+  }
+  // Nothing would ever come of writing to it, not even an error.
+  if (methods.writable === false) {
+    throw invalid(operation, "stream expected a Writable that is open, got one that has ended");
+  }
+  return stream as Writable;
 }
 
 /** The bytes of a source, piece by piece as they come. Throws INVALID_ARGUMENT for what is none. */
@@ -171,8 +178,10 @@ export class ByteReader {
   /** Lets the source go, read to its end or not. What it makes of this is its own affair: the outcome is known. */
   async close(): Promise<void> {
     const gone = (async () => this.#pieces.return?.())().catch(() => {});
-    // A stream that nothing comes from answers never, unless it is destroyed.
-    if (!this.#waiting) await gone;
+    // A file is closed by then. A stream that nothing comes from answers never, unless it is destroyed; and another
+    // iterator may not answer at all.
+    if (typeof this.#source === "string" || isUrl(this.#source)) await gone;
+    else if (!this.#waiting) await Promise.race([gone, setImmediate()]);
     else if (this.#source instanceof Stream) (this.#source as Readable).destroy();
   }
 
@@ -204,7 +213,8 @@ export class ByteReader {
       const next = await Promise.race([this.#pieces.next(), aborted]);
       this.#waiting = next === null;
       throwIfAborted(this.#operation, signal);
-      return next!;
+      if (typeof next === "object" && next !== null) return next;
+      throw invalid(this.#operation, `the stream's iterator gave ${show(next)}`);
     } catch (error) {
       this.#waiting &&= signal?.aborted === true;
       throw ours(this.#operation, "the stream failed", error);
@@ -264,7 +274,7 @@ async function writeAll(handle: FileHandle, bytes: Buffer): Promise<void> {
 /** INVALID_ARGUMENT for what the system, or a stream of the user's, says of a place. */
 function ours(operation: string, what: string, cause: unknown): GqaError {
   if (cause instanceof GqaError) return cause;
-  const reason = cause instanceof Error ? cause.message : String(cause);
+  const reason = cause instanceof Error ? cause.message : show(cause);
   const message = `${operation}: ${what}: ${reason}`;
   return new GqaError("INVALID_ARGUMENT", message, { operation, cause });
 }

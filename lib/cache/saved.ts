@@ -20,6 +20,8 @@ const CHECKSUM_AT = 16;
 const ALIGN = 64;
 /** Of a header that is worth reading. */
 const MOST_HEADER_BYTES = 1 << 20;
+/** Of the model's name, in JSON: it leaves room in the header for the rest. */
+export const MOST_NAME_BYTES: number = 1 << 16;
 
 /** Bytes of the file before the header. */
 export const HEADER_AT = 48;

@@ -30,7 +30,7 @@ export class Sequence implements Disposable {
 
   /** Committed tokens; the next one gets this position. 0 once closed. */
   get length(): number {
-    return this.pages.length;
+    return this.isClosed ? 0 : this.pages.length;
   }
 
   get closed(): boolean {
@@ -39,7 +39,7 @@ export class Sequence implements Disposable {
 
   /** Between `cache.offload` and `cache.restore`: its pages lie on the host, and it cannot be planned. */
   get offloaded(): boolean {
-    return this.pages.offloaded;
+    return !this.isClosed && this.pages.offloaded;
   }
 
   /** Tokens whose ids are known, from the beginning on: more than `length` where `open` told a prompt to come. */

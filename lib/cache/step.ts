@@ -204,6 +204,7 @@ export class Step implements Disposable {
       throw invalid(operation, "the planned tokens are still open", "commit or roll back first");
     }
     const requests = this.#nextRequests(operation, tokens);
+    this.#live(operation); // a getter in tokens may have ended it
     const reservation = this.#cache.ledger.reserve(operation, requests);
     if (!("commit" in reservation)) throw outOfPages(operation, this.#cache.layout, reservation);
     try {

@@ -16,6 +16,7 @@ import {
   type Fingerprint,
   HEADER_AT,
   headerBytes,
+  MOST_NAME_BYTES,
   readHead,
   type SavedHeader,
   SUM_BYTES,
@@ -57,8 +58,10 @@ export interface Destination {
 }
 
 export function checkModel(operation: string, model: unknown = ""): string {
-  if (typeof model === "string") return model;
-  throw invalid(operation, "model expected a string");
+  if (typeof model !== "string") throw invalid(operation, "model expected a string");
+  const bytes = Buffer.byteLength(JSON.stringify(model));
+  if (bytes <= MOST_NAME_BYTES) return model;
+  throw invalid(operation, `model expected at most ${MOST_NAME_BYTES} bytes, got ${bytes}`);
 }
 
 export function checkSaving(

@@ -4,6 +4,7 @@ import { show, showShape } from "../check";
 import type { Device } from "../device";
 import { type DType, dtypeBytes } from "../dtype";
 import { failure, invalid } from "../errors";
+import { addon } from "../native";
 import { Tensor } from "../tensor";
 
 /** A size that is known, or the name of one that is not. */
@@ -152,4 +153,10 @@ export function checkGroup(operation: string, numQHeads: number, numKvHeads: num
     operation,
     `q expected a multiple of the ${numKvHeads} KV heads, at least one, got ${numQHeads} heads`,
   );
+}
+
+/** Enqueues the same value for every byte of a tensor that lies in one piece. */
+export function fillBytes(operation: string, tensor: Tensor, value: number): void {
+  const { id, offset } = tensor.ref(operation);
+  addon.fill(id, offset, value, tensor.byteLength);
 }

@@ -25,6 +25,7 @@ import {
   expectAligned,
   expectApart,
   expectContiguous,
+  fillBytes,
   tensorArgument,
 } from "./arguments";
 import { checkPageIds, type PagedKv, pagedArgument, pagedKvArgs } from "./paged";
@@ -73,21 +74,18 @@ export interface AttentionOptions {
   lse?: boolean | Tensor;
   /** Of q's shape and dtype: where to write the output. */
   o?: Tensor;
-  /**
-   * Tokens per split of a sequence's keys: its bits then do not depend on the rest of the batch. 0
-   * (default): fastest.
-   */
+  /** Tokens per split of a sequence's keys: its bits then do not depend on the rest of the batch. 0 (default): fastest. */
   fixedSplits?: number;
   /** Also return `kernel`, the name of the kernel that runs. Default false. */
   explain?: boolean;
 }
 
 export interface AttentionResult {
-  /** Of q's shape and dtype. A row that sees no key is 0. */
+  /** Of q's shape and dtype. A row that sees no key is 0, and so is one that offsets on the device leave out. */
   o: Tensor;
   /**
-   * [totalQ, numQHeads] float32, or [batch, qLen, numQHeads]; -Infinity where no key is seen. Only
-   * when asked for.
+   * [totalQ, numQHeads] float32, or [batch, qLen, numQHeads]; -Infinity where no key is seen, NaN in rows that offsets
+   * on the device leave out. Only when asked for.
    */
   lse?: Tensor;
   /** With `explain`. */
@@ -182,7 +180,11 @@ export function attention(
   };
   const explain = checkBoolean(OPERATION, "explain", options.explain ?? false);
   if (o.size === 0) return explain ? { ...result, kernel: "none: no rows" } : result;
+  // Offsets on the device may leave rows out, which must not show what their memory held before.
+  const unchecked = rows.offsets !== null && rows.offsets.host === null;
   staging.run(() => {
+    if (unchecked && options.o === undefined) fillBytes(OPERATION, o, 0);
+    if (unchecked && options.lse === true) fillBytes(OPERATION, lse!, 0xff); // NaN
     const args: AttentionArgs = {
       q: q.rows(OPERATION, "q", isBatch ? numQHeads * headDim : q.rowStride),
       o: o.ref(OPERATION, "o"),

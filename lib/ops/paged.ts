@@ -1,6 +1,6 @@
 // Keys and values in pages: what a user passes, checked as far as the host can see it.
 
-import { checkInts, checkOptions, INT32_MAX, mapItems, show } from "../check";
+import { checkInts, checkOptions, hostCopy, INT32_MAX, mapItems, show } from "../check";
 import type { Device } from "../device";
 import type { DType } from "../dtype";
 import { invalid } from "../errors";
@@ -48,9 +48,12 @@ export interface Pages {
  * Rows of unequal length end in -1, which is never looked up; so do rows of a table without
  * entries.
  */
-function packTable(rows: readonly Int32Array[]): { table: Words; width: number } {
+function packTable(
+  operation: string,
+  rows: readonly Int32Array[],
+): { table: Words; width: number } {
   const width = rows.reduce((most, row) => Math.max(most, row.length), 1);
-  const packed = new Int32Array(rows.length * width).fill(-1);
+  const packed = hostCopy(operation, "pageTable", Int32Array, rows.length * width).fill(-1);
   for (const [i, row] of rows.entries()) packed.set(row, i * width);
   return { table: hostWords(packed), width };
 }
@@ -74,7 +77,7 @@ function tableArgument(
   }
   if (Array.isArray(value) && typeof value[0] !== "number") {
     const table = mapItems(value, (row, i) => checkInts(operation, `pageTable[${i}]`, row, anyId));
-    return { ...packTable(table), rows: table.length };
+    return { ...packTable(operation, table), rows: table.length };
   }
   const flat = checkInts(operation, "pageTable", value, anyId);
   if (hasRows) {
@@ -91,7 +94,7 @@ function tableArgument(
   const rows: Int32Array[] = [];
   const width = flat.length / batchSize;
   for (let b = 0; b < batchSize; b++) rows.push(flat.subarray(b * width, (b + 1) * width));
-  return { ...packTable(rows), rows: batchSize };
+  return { ...packTable(operation, rows), rows: batchSize };
 }
 
 export function pagedArgument(

@@ -1,7 +1,7 @@
 // Small arguments that a user gives as host arrays or as device tensors: lengths, offsets, page
 // tables, logits.
 
-import { checkFloats, checkInts } from "../check";
+import { checkFloats, checkInts, hostCopy } from "../check";
 import type { Device } from "../device";
 import type { DType } from "../dtype";
 import type { Ref } from "../native";
@@ -119,7 +119,7 @@ export class Staging {
 
   #upload(): void {
     this.#device.notCapturing(this.#operation);
-    const words = new Int32Array(this.#words);
+    const words = hostCopy(this.#operation, "the arguments", Int32Array, this.#words);
     let next = 0;
     for (const part of this.#parts) {
       words.set(part, next);
