@@ -74,7 +74,7 @@ export interface AttentionOptions {
   lse?: boolean | Tensor;
   /** Of q's shape and dtype: where to write the output. */
   o?: Tensor;
-  /** Tokens per split of a sequence's keys: its bits then do not depend on the rest of the batch. 0 (default): fastest. */
+  /** Tokens per split of a sequence's keys: its bits then do not depend on the batch. 0 (default): fastest. */
   fixedSplits?: number;
   /** Also return `kernel`, the name of the kernel that runs. Default false. */
   explain?: boolean;
