@@ -107,7 +107,7 @@ export function checkWritable(operation: string, stream: unknown): Writable {
   }
   // Nothing would ever come of writing to it, not even an error.
   if (methods.writable === false) {
-    throw invalid(operation, "stream expected a Writable that is open, got one that has ended");
+    throw invalid(operation, "stream expected a Writable, got one that has ended", "open another");
   }
   return stream as Writable;
 }
@@ -214,7 +214,10 @@ export class ByteReader {
       this.#waiting = next === null;
       throwIfAborted(this.#operation, signal);
       if (typeof next === "object" && next !== null) return next;
-      throw invalid(this.#operation, `the stream's iterator gave ${show(next)}`);
+      throw invalid(
+        this.#operation,
+        `source's iterator expected { done, value }, got ${show(next)}`,
+      );
     } catch (error) {
       this.#waiting &&= signal?.aborted === true;
       throw ours(this.#operation, "the stream failed", error);

@@ -61,7 +61,11 @@ export function checkModel(operation: string, model: unknown = ""): string {
   if (typeof model !== "string") throw invalid(operation, "model expected a string");
   const bytes = Buffer.byteLength(JSON.stringify(model));
   if (bytes <= MOST_NAME_BYTES) return model;
-  throw invalid(operation, `model expected at most ${MOST_NAME_BYTES} bytes, got ${bytes}`);
+  throw invalid(
+    operation,
+    `model expected at most ${MOST_NAME_BYTES} bytes, got ${bytes}`,
+    "name the weights by a hash",
+  );
 }
 
 export function checkSaving(

@@ -119,7 +119,7 @@ export class Staging {
 
   #upload(): void {
     this.#device.notCapturing(this.#operation);
-    const words = hostCopy(this.#operation, "the arguments", Int32Array, this.#words);
+    const words = hostCopy(this.#operation, "the call", Int32Array, this.#words);
     let next = 0;
     for (const part of this.#parts) {
       words.set(part, next);
