@@ -239,6 +239,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   bool guessed = T::kTma && batch <= kMostGuessed && !args.small_pages();
   if (guessed) {
     if (threadIdx.x < batch) shared.seen[threadIdx.x] = Lengths(args, threadIdx.x);
+    // The first warp divides by what other warps have read, where there are more sequences than it has lanes.
     if (batch > 32) __syncthreads();
     __syncwarp();
   } else {

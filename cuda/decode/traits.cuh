@@ -69,7 +69,7 @@ struct SharedStorage {
   // The pair that this block begins with, the one that it ends with, and the one at hand.
   SharedPair pairs[3];
   Lengths seen[T::kTma ? kMostGuessed : 1];  // written by a thread for each sequence
-  Division division;                         // to which the first warp came, for the block
+  Division division;                         // by the first warp, for the block
   Progress progress;
   // Of what is read before the launches in front are done:
   int32_t ignored_fault;                 // in lengths, reported once they are confirmed

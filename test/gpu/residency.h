@@ -50,7 +50,8 @@ class Residency {
             check(cudaFuncSetAttribute(busy_kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                        carveout),
                   "carveout");
-            enqueue(chain, blocks, static_cast<size_t>(kb) << 10, chains % 2 == 0 ? long_ : wide_);
+            enqueue(static_cast<Before>(chain), blocks, static_cast<size_t>(kb) << 10,
+                    chains % 2 == 0 ? long_ : wide_);
             if (ended()) continue;
             std::printf("FAIL chain %d behind %d blocks of %d KB, carveout %d %%: decode hangs\n",
                         chain, blocks, kb, carveout);
@@ -61,25 +62,30 @@ class Residency {
   }
 
  private:
+  // What decode meets.
+  enum Before {
+    kDependent,  // in its stream another division, and a dependent launch that keeps it
+    kLong,       // of another stream a kernel that is there when decode begins, and ends later
+    kShort,      // of another stream kernels that come all the while
+  };
   static constexpr int kMostKb = 130;
   static constexpr long long kMicrosecond = 1700;  // cycles, about
 
-  void enqueue(int chain, int blocks, size_t smem, TimedCall& decode) {
-    if (chain == 0) {  // one stream: another division, a dependent launch that keeps it, decode
+  void enqueue(Before before, int blocks, size_t smem, TimedCall& decode) {
+    if (before == kDependent) {
       busy_kernel<<<blocks, 128, smem, stream_>>>(20 * kMicrosecond);
       check(cuda::launch_dependent(busy_dependent_kernel, dim3(132), dim3(128), 0, stream_,
                                    50 * kMicrosecond),
             "dependent");
       decode.enqueue(stream_);
       decode.enqueue(stream_);
-    } else if (chain ==
-               1) {  // another stream's long kernel is there when decode begins, and ends later
+    } else if (before == kLong) {
       busy_kernel<<<blocks, 128, smem, other_>>>(60 * kMicrosecond);
       std::this_thread::sleep_for(std::chrono::microseconds(20));
       decode.enqueue(stream_);
       busy_kernel<<<blocks, 128, smem, other_>>>(5 * kMicrosecond);
       decode.enqueue(stream_);
-    } else {  // another stream's short kernels come all the while
+    } else {
       for (int i = 0; i < 20; ++i) {
         busy_kernel<<<blocks, 128, smem, other_>>>(3 * kMicrosecond);
         if (i % 4 == 0) decode.enqueue(stream_);
