@@ -86,18 +86,6 @@ int32_t max_tiles(const AttentionParams& params, int32_t tile_kv, int32_t item_t
   return tiles.count() + 2;  // both ends of the band may lie anywhere in a tile
 }
 
-// Rounds of a decode launch, at most, unless a length on the device exceeds max_kv_len or offsets
-// decrease: then fewer blocks do it all. Of a ragged batch no sequence's length is known on the host,
-// but that of all together.
-int64_t max_rounds(const AttentionParams& params, int32_t item_tokens) {
-  const int64_t batch_size = params.batch.batch_size;
-  const int32_t tiles = max_tiles(params, decode::kSlabKeys, item_tokens);
-  const int64_t rounds = batch_size * ceil_div(tiles, decode::kKeyWarps);
-  const bool ragged = params.kv.page_table == nullptr && params.batch.cu_seqlens_k != nullptr;
-  const int64_t all = params.kv.total_kv / (decode::kSlabKeys * decode::kKeyWarps) + batch_size;
-  return ragged && all < rounds ? all : rounds;
-}
-
 // fixed_split divides sequences of at most kRouteMaxRows[kShort] rows into splits of a fixed length
 // and leaves longer ones whole; otherwise items are divided until the device is full.
 void choose_splits(Launch& launch, Route route, const DeviceTraits& device) {
@@ -179,12 +167,11 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   const int32_t most = min_i32(device.num_sms * per_sm, most_blocks);
   const int32_t columns = params.num_kv_heads * args.row_tiles;
   args.team_blocks = min_i32(columns, alone);
-  args.teams_alone = alone / args.team_blocks;
-  args.teams = most / args.team_blocks;
-  if (args.team_blocks < columns) args.teams = args.teams_alone = 1;
-  if (max_rounds(params, rows / args.group_size + 2) <=
-      static_cast<int64_t>(args.teams_alone) * decode::kRoundsAlone)
-    args.teams = args.teams_alone;
+  // One block on each multiprocessor leaves room for one of the next launch, which guesses meanwhile. A
+  // second one pays where teams have several sequences: it reads on while the first changes over.
+  const int32_t teams_alone = alone / args.team_blocks;
+  args.teams = params.batch.batch_size <= teams_alone ? teams_alone : most / args.team_blocks;
+  if (args.team_blocks < columns) args.teams = 1;
   args.part_o = static_cast<float4*>(device.merge_places);
   args.part_state =
       reinterpret_cast<float2*>(args.part_o + 2 * places * args.teams * args.team_blocks);

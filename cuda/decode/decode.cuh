@@ -181,7 +181,8 @@ __device__ __forceinline__ void merge_warps(SharedStorage<T>& shared, const Deco
                      output_at(ring_of(shared, args, warp)[r / kWarpRows], r % kWarpRows, col)),
                  factors[warp]);
     if (pair.parts == 1) {
-      pair.out.template store<typename T::Element>(args, r, col, state, o);
+      pair.out.template place<typename T::Element>(args, r, col)
+          .template store<typename T::Element>(state, o);
     } else {
       pair.store_part(args, r * kQuads + quad, state, o);
     }
@@ -246,7 +247,8 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
     wait_for_prerequisites();
   }
   int32_t num_pending = 0;
-  for (auto x = static_cast<int32_t>(blockIdx.x); x < args.params.num_kv_heads * args.row_tiles;) {
+  const int32_t columns = args.params.num_kv_heads * args.row_tiles;
+  for (auto x = static_cast<int32_t>(blockIdx.x); x < columns;) {
     if (threadIdx.x < 32) {
       const Division found(args, team, guessed ? shared.seen : nullptr,
                            guessed ? &shared.ignored_fault : args.params.fault);
@@ -312,9 +314,12 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
     }
     guessed = false;
     if (held) x += args.team_blocks;
-    free_ring<T>();
+    if (x < columns) free_ring<T>();
   }
-  for (int i = 0; i < num_pending; ++i) shared.pairs[i].template finish<T>(args);
+  for (int i = 0; i < num_pending; ++i) {
+    const SharedPair pair = shared.pairs[i];
+    pair.template finish<T>(args);
+  }
 }
 
 template <class Element, int kHeadDim, int kGroups>

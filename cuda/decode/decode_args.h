@@ -18,8 +18,6 @@ constexpr int kWarpRows = 16;
 constexpr int kMaxStages = 8;  // slabs of a warp on their way at a time
 constexpr int kMinStages = 2;
 constexpr int kMostGuessed = 128;  // sequences of a batch whose lengths are guessed
-// Up to this many rounds of kKeyWarps slabs for each block, one block per multiprocessor is used.
-constexpr int kRoundsAlone = 12;
 
 struct DecodeArgs {
   AttentionParams params;
@@ -34,7 +32,6 @@ struct DecodeArgs {
   int32_t row_tiles;      // of the longest sequence
   int32_t team_blocks;  // num_kv_heads * row_tiles, or fewer: then each block takes several in turn
   int32_t teams;        // blocks = teams * team_blocks, all of which can be resident together
-  int32_t teams_alone;  // with one block per multiprocessor
   int32_t stages;       // of each ring, where the copy engine fills it
   int32_t boxes;        // by which it fills the keys of a slab: each 64 columns, or all
   KvMaps maps;

@@ -82,7 +82,6 @@ struct Pair {
 };
 
 struct Division {
-  int32_t teams;
   int32_t rounds_per_unit;
   int32_t units_per_team;
   // Where this block's team begins.
@@ -102,8 +101,7 @@ struct Division {
     const int32_t batch = args.params.batch.batch_size;
     if (batch == 1) {
       const int32_t rounds = pair.rounds();
-      choose_teams(args, rounds);
-      rounds_per_unit = max_i32(1, (rounds + teams - 1) / teams);
+      rounds_per_unit = max_i32(1, (rounds + args.teams - 1) / args.teams);
       units_per_team = 1;
       if (team * rounds_per_unit >= rounds) b = 1;
       return;
@@ -166,7 +164,6 @@ struct Division {
         choose(args, static_cast<int32_t>(__reduce_max_sync(0xffffffffu, longest)),
                __reduce_add_sync(0xffffffffu, sequences), warp_sum(total));
         first = static_cast<int64_t>(team) * units_per_team;
-        if (team >= teams) return;
         if (batch <= 32) continue;
       }
       pair = look(args, at, seen, fault);
@@ -179,16 +176,9 @@ struct Division {
     return x;
   }
 
-  // Short work is faster on one block per multiprocessor: the next launch then finds room to get
-  // ready in.
-  __device__ void choose_teams(const DecodeArgs& args, int64_t rounds) {
-    const bool alone = rounds <= static_cast<int64_t>(args.teams_alone) * kRoundsAlone;
-    teams = alone ? args.teams_alone : args.teams;
-  }
-
   __device__ void choose(const DecodeArgs& args, int32_t longest, int32_t sequences,
                          int64_t total) {
-    choose_teams(args, total);
+    const int32_t teams = args.teams;
     const int64_t fair = total < 0x7fff0000 ? (static_cast<uint32_t>(total) + teams - 1) / teams
                                             : (total + teams - 1) / teams;
     rounds_per_unit = 1;

@@ -12,6 +12,23 @@ namespace flash_gqa::cuda::decode {
 constexpr int kQuad = 4;
 constexpr int kOctet = 8;
 
+// Where four columns of a row go, and what joins them there: known before the row is.
+struct OutputPlace {
+  uint2* o;
+  float* lse;        // or null: not these columns, or not wanted
+  float sink_logit;  // or -infinity
+
+  template <class Element>
+  __device__ void store(SoftmaxState state, const float4& x) const {
+    float scale = 1.0f;
+    if (sink_logit != minus_infinity()) scale = state.add_sink(sink_logit);
+    scale *= state.inverse_sum();
+    *o = make_uint2(ptx::pack<Element>(x.x * scale, x.y * scale),
+                    ptx::pack<Element>(x.z * scale, x.w * scale));
+    if (lse != nullptr) *lse = state.lse();
+  }
+};
+
 // The row tile of a block on its way out.
 struct OutputRows {
   int32_t q_start;
@@ -20,28 +37,15 @@ struct OutputRows {
   int32_t rows;
 
   template <class Element>
-  __device__ void store(const DecodeArgs& args, int32_t r, int32_t col, SoftmaxState state,
-                        const float4& o) const {
-    store<Element, 1>(args, r, col, state, {o});
-  }
-  // Of kQuads times 4 columns.
-  template <class Element, int kQuads>
-  __device__ void store(const DecodeArgs& args, int32_t r, int32_t col, SoftmaxState state,
-                        const float4 (&o)[kQuads]) const {
+  __device__ OutputPlace place(const DecodeArgs& args, int32_t r, int32_t col) const {
     const AttentionParams& params = args.params;
     const int32_t token = args.token_of(first_row + r);
     const int32_t head = kv_head * args.group_size + first_row + r - token * args.group_size;
     const int64_t row = (static_cast<int64_t>(q_start) + token) * params.num_q_heads + head;
-    float scale = 1.0f;
-    if (params.sink_logits != nullptr) scale = state.add_sink(params.sink_logits[head]);
-    scale *= state.inverse_sum();
-    auto* const to =
-        reinterpret_cast<uint2*>(static_cast<Element*>(params.o) + row * params.head_dim + col);
-#pragma unroll
-    for (int i = 0; i < kQuads; ++i)
-      to[i] = make_uint2(ptx::pack<Element>(o[i].x * scale, o[i].y * scale),
-                         ptx::pack<Element>(o[i].z * scale, o[i].w * scale));
-    if (col == 0 && params.lse != nullptr) params.lse[row] = state.lse();
+    auto* const o = static_cast<Element*>(params.o) + row * params.head_dim + col;
+    return {reinterpret_cast<uint2*>(o),
+            col == 0 && params.lse != nullptr ? params.lse + row : nullptr,
+            params.sink_logits != nullptr ? params.sink_logits[head] : minus_infinity()};
   }
 };
 
@@ -64,6 +68,10 @@ __device__ __forceinline__ void add_scaled(float4& o, const float4& x, float fac
 constexpr uint32_t kEmpty = 0xffffffffu;
 
 __device__ __forceinline__ bool is_empty(float x) { return __float_as_uint(x) == kEmpty; }
+__device__ __forceinline__ bool is_empty(const float2& x) { return is_empty(x.x) || is_empty(x.y); }
+__device__ __forceinline__ bool is_empty(const float4& x) {
+  return is_empty(x.x) || is_empty(x.y) || is_empty(x.z) || is_empty(x.w);
+}
 
 // Relaxed and of the whole device, since writer and reader are different blocks. Nothing is ordered:
 // each word says for itself whether it is there.
@@ -99,7 +107,7 @@ __device__ __forceinline__ void store_place(float2* place, float2 x) {
 // until no word of it is empty, takes it and empties its place again: the data are their own signal,
 // so that no fence, no counter and no second trip to memory stand between writer and reader. Every
 // place has one reader.
-struct SharedPair {
+struct alignas(16) SharedPair {
   OutputRows out;
   int32_t parts;
   int32_t at;      // this block's own place for the first 8 columns of the first row
@@ -110,7 +118,7 @@ struct SharedPair {
   int32_t begin;   // this block's share of the tasks, each 8 columns of one row, to be finished
   int32_t end;     // by it
   // As many as make work for the whole block:
-  int32_t log_lanes;        // threads that share a task of finish()
+  int32_t log_lanes;        // pairs of threads that share a task of finish()
   int32_t log_row_threads;  // threads of a row while the block's own parts are merged
 
   // The parts belong to teams first_team, first_team + 1, ...; this block, the x-th of its team, has
@@ -128,13 +136,9 @@ struct SharedPair {
     const int32_t share = (tasks + parts - 1) / parts;
     begin = share * mine;
     end = min_i32(tasks, begin + share);
-    while (log_lanes < 5 && (1 << log_lanes) < parts && (2 << log_lanes) * share <= threads)
+    while (log_lanes < 4 && (1 << log_lanes) < parts && (4 << log_lanes) * share <= threads)
       ++log_lanes;
     while (rows.rows << log_row_threads > threads) --log_row_threads;
-  }
-
-  __device__ int32_t place(int32_t part, int32_t task) const {
-    return task + (part == 0 ? first : second + (part - 1) * step);
   }
 
   // Four columns, `quad` counted from the first row on.
@@ -146,46 +150,36 @@ struct SharedPair {
   }
 
   // Finishes this block's share of the rows, once the other blocks, all of which are resident, have
-  // stored their parts.
+  // stored their parts. Two threads share 8 columns of a part, so that a warp reads whole sectors.
   template <class T>
   __device__ void finish(const DecodeArgs& args) const {
+    using Element = typename T::Element;
     constexpr int kOctets = T::kHeadDim / kOctet;
+    const int thread = ptx::fresh_thread_index();
     const int32_t lanes = 1 << log_lanes;
-    const int32_t lane = threadIdx.x & (lanes - 1);
+    const int32_t lane = thread / 2 & (lanes - 1);
 #pragma unroll 1
-    for (int32_t base = begin; base < end; base += T::kThreads >> log_lanes) {
-      const int32_t task = base + (static_cast<int32_t>(threadIdx.x) >> log_lanes);
-      const int32_t col = task % kOctets * kOctet;
+    for (int32_t base = begin; base < end; base += T::kThreads / 2 >> log_lanes) {
+      const int32_t task = base + (thread / 2 >> log_lanes);
+      const int32_t col = task % kOctets * kOctet + thread % 2 * kQuad;
       const bool valid = task < end && col < args.params.head_dim;
-      SoftmaxState state;
-      float4 o[2] = {};
+      // All that does not depend on the parts is worked out before the last of them is there.
+      OutputPlace to{};
+      if (valid && lane == 0) to = out.place<Element>(args, task / kOctets, col);
+      asm volatile("" : "+l"(to.o), "+l"(to.lse), "+f"(to.sink_logit));
+      Taken taken(*this, args, lane, lanes, task, thread % 2);
+      const int32_t last = valid ? parts : 0;
       if (parts <= lanes) {
-        if (valid && lane < parts) take_parts<1>(args, lane, lanes, task, state, o);
+        taken.template take<1>(last);
+      } else if (parts <= 2 * lanes) {
+        taken.template take<2>(last);
       } else {
 #pragma unroll 1
-        for (int32_t part = valid ? lane : parts; part < parts; part += kPartsAtOnce * lanes)
-          take_parts<kPartsAtOnce>(args, part, lanes, task, state, o);
+        for (int32_t part = 0; part < parts; part += kPartsAtOnce * lanes)
+          taken.template take<kPartsAtOnce>(last);
       }
-      const SoftmaxState own = state;
-#pragma unroll 1
-      for (int32_t by = 1; by < lanes; by *= 2)
-        state.max = fmaxf(state.max, __shfl_xor_sync(0xffffffffu, state.max, by));
-      const float factor = exp2f(own.max - state.reference());
-      state.sum *= factor;
-#pragma unroll
-      for (float4& x : o) scale(x, factor);
-#pragma unroll 1
-      for (int32_t by = 1; by < lanes; by *= 2) {
-        state.sum += __shfl_xor_sync(0xffffffffu, state.sum, by);
-#pragma unroll
-        for (float4& x : o) {
-          x.x += __shfl_xor_sync(0xffffffffu, x.x, by);
-          x.y += __shfl_xor_sync(0xffffffffu, x.y, by);
-          x.z += __shfl_xor_sync(0xffffffffu, x.z, by);
-          x.w += __shfl_xor_sync(0xffffffffu, x.w, by);
-        }
-      }
-      if (valid && lane == 0) out.store<typename T::Element>(args, task / kOctets, col, state, o);
+      taken.add_lanes();
+      if (valid && lane == 0) to.store<Element>(taken.state, taken.o);
     }
   }
 
@@ -193,51 +187,102 @@ struct SharedPair {
   // Enough for the parts of a device's whole share, in one trip to memory.
   static constexpr int kPartsAtOnce = 5;
 
-  // Parts `part`, `part` + lanes, ...: kCount of them.
-  template <int kCount>
-  __device__ __forceinline__ void take_parts(const DecodeArgs& args, int32_t part, int32_t lanes,
-                                             int32_t task, SoftmaxState& state,
-                                             float4 (&o)[2]) const {
-    float2 s[kCount];
-    float4 x[kCount][2];
-    bool missing;
-    do {
-      missing = false;
+  // What a thread has of four columns of one row: every lanes-th part of them.
+  struct Taken {
+    const int32_t lanes;
+    const bool empties_state;  // which two threads read
+    int32_t part;              // the next
+    float4* o_at;              // its place, if it is not the first
+    float2* state_at;
+    const int64_t o_step;  // to the place of the one behind it
+    const int64_t state_step;
+    float4* first_o_at;
+    float2* first_state_at;
+    SoftmaxState state;  // the maximum is that of all lanes
+    float4 o = {};
+
+    __device__ __forceinline__ Taken(const SharedPair& pair, const DecodeArgs& args, int32_t lane,
+                                     int32_t num_lanes, int32_t task, int32_t half)
+        : lanes(num_lanes),
+          empties_state(half == 0),
+          part(lane),
+          o_step(2ll * num_lanes * pair.step),
+          state_step(static_cast<int64_t>(num_lanes) * pair.step) {
+      const int32_t at = pair.second + (lane - 1) * pair.step + task;
+      const int32_t first_at = lane == 0 ? pair.first + task : at;
+      o_at = args.part_o + 2ll * at + half;
+      state_at = args.part_state + at;
+      first_o_at = args.part_o + 2ll * first_at + half;
+      first_state_at = args.part_state + first_at;
+    }
+
+    // The next kCount of this thread's parts, as far as they are below `last`. For a whole warp.
+    template <int kCount>
+    __device__ __forceinline__ void take(int32_t last) {
+      float2 s[kCount];
+      float4 x[kCount];
+      float4* const near_o = part < lanes ? first_o_at : o_at;
+      float2* const near_state = part < lanes ? first_state_at : state_at;
+      const auto place_of_o = [&](int i) { return i == 0 ? near_o : o_at + i * o_step; };
+      const auto place_of_state = [&](int i) {
+        return i == 0 ? near_state : state_at + i * state_step;
+      };
+      uint32_t mine = 0;
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         s[i] = make_float2(minus_infinity(), 0.0f);
-        x[i][0] = x[i][1] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (part + i * lanes >= parts) continue;
-        const int32_t at = place(part + i * lanes, task);
-        s[i] = load_place(args.part_state + at);
-        x[i][0] = load_place(args.part_o + 2 * at);
-        x[i][1] = load_place(args.part_o + 2 * at + 1);
-        missing |= is_empty(s[i].x) || is_empty(s[i].y);
-#pragma unroll
-        for (const float4& y : x[i])
-          missing |= is_empty(y.x) || is_empty(y.y) || is_empty(y.z) || is_empty(y.w);
+        x[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        mine |= (part + i * lanes < last) << i;
       }
-    } while (missing);
-
-    float max = minus_infinity();
+      // What is missing is asked for again, and nothing else: other blocks are still reading their keys.
+      for (uint32_t missing = mine; missing != 0;) {
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) max = fmaxf(max, s[i].x);
-    const float factor = state.raise_max(max);
-    scale(o[0], factor);
-    scale(o[1], factor);
-    const float empty = __uint_as_float(kEmpty);
+        for (int i = 0; i < kCount; ++i) {
+          if ((missing >> i & 1) == 0) continue;
+          s[i] = load_place(place_of_state(i));
+          x[i] = load_place(place_of_o(i));
+        }
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      const float of_part = state.add(SoftmaxState{s[i].x, s[i].y});
-      add_scaled(o[0], x[i][0], of_part);
-      add_scaled(o[1], x[i][1], of_part);
-      if (part + i * lanes >= parts) continue;
-      const int32_t at = place(part + i * lanes, task);
-      store_place(args.part_state + at, make_float2(empty, empty));
-      store_place(args.part_o + 2 * at, make_float4(empty, empty, empty, empty));
-      store_place(args.part_o + 2 * at + 1, make_float4(empty, empty, empty, empty));
+        for (int i = 0; i < kCount; ++i)
+          if (!is_empty(s[i]) && !is_empty(x[i])) missing &= ~(1u << i);
+      }
+      float max = minus_infinity();
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) max = fmaxf(max, s[i].x);
+      __syncwarp();  // both threads have read the state that one of them empties
+#pragma unroll 1
+      for (int32_t by = 2; by < 2 * lanes; by *= 2)
+        max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, by));
+      if constexpr (kCount == kPartsAtOnce) {
+        scale(o, state.raise_max(max));
+      } else {  // there are no others
+        state.max = max;
+      }
+      const float empty = __uint_as_float(kEmpty);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        add_scaled(o, x[i], state.add(SoftmaxState{s[i].x, s[i].y}));
+        if ((mine >> i & 1) == 0) continue;
+        if (empties_state) store_place(place_of_state(i), make_float2(empty, empty));
+        store_place(place_of_o(i), make_float4(empty, empty, empty, empty));
+      }
+      part += kCount * lanes;
+      o_at += kCount * o_step;
+      state_at += kCount * state_step;
     }
-  }
+
+    // What the other lanes have of the same columns. For a whole warp.
+    __device__ __forceinline__ void add_lanes() {
+#pragma unroll 1
+      for (int32_t by = 2; by < 2 * lanes; by *= 2) {
+        state.sum += __shfl_xor_sync(0xffffffffu, state.sum, by);
+        o.x += __shfl_xor_sync(0xffffffffu, o.x, by);
+        o.y += __shfl_xor_sync(0xffffffffu, o.y, by);
+        o.z += __shfl_xor_sync(0xffffffffu, o.z, by);
+        o.w += __shfl_xor_sync(0xffffffffu, o.w, by);
+      }
+    }
+  };
 };
 
 }  // namespace flash_gqa::cuda::decode

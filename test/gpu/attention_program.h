@@ -127,6 +127,18 @@ inline void make_many(Program& p, Random& random) {
   if (p.bad_page >= 0) p.bad_page = p.kv_lens[0] > 0 ? 0 : -1;
 }
 
+// Groups of which a tile holds one token, or not even that.
+inline void make_many_heads(Program& p, Random& random) {
+  p.num_kv_heads = 1;
+  p.group_size = random.pick<int>({33, 65, 71, 128});
+  p.sink_logits.resize(p.sink_logits.empty() ? 0 : p.num_q_heads(), 0.5f);
+  for (int b = 0; b < p.batch_size(); ++b) {
+    p.q_lens[b] = std::min(p.q_lens[b], 12);
+    p.kv_lens[b] = std::min(p.kv_lens[b], 300);
+  }
+  if (p.bad_page >= 0) p.bad_page = std::min(p.bad_page, (p.kv_lens[0] - 1) / p.page_size);
+}
+
 inline Program random_program(Random& random) {
   Program p;
   p.dtype = static_cast<DType>(random.range(0, 2));
@@ -193,6 +205,8 @@ inline Program random_program(Random& random) {
     make_long(p, random);
   } else if (random.chance(6)) {
     make_many(p, random);
+  } else if (random.chance(6)) {
+    make_many_heads(p, random);
   }
   return p;
 }

@@ -27,8 +27,8 @@ __global__ void busy_dependent_kernel(long long cycles) {
 class Residency {
  public:
   explicit Residency(const cuda::DeviceTraits& device)
-      : long_(Shape{1, 32, 8, 128, 1, 32768, 0, 0}, device),
-        wide_(Shape{64, 32, 1, 128, 1, 2048, 0, 0}, device) {
+      : narrow_(Shape{24, 32, 8, 128, 1, 2048, 0, 0}, device),
+        wide_(Shape{200, 32, 1, 128, 1, 512, 0, 0}, device) {
     for (cudaStream_t* stream : {&stream_, &other_})
       check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "stream");
     check(cudaFuncSetAttribute(busy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -47,11 +47,12 @@ class Residency {
       for (const int kb : {0, 1, 16, 40, 60, 100, kMostKb})
         for (const int blocks : {20, 66, 131, 132, 264, 600})
           for (int chain = 0; chain < 3; ++chain, ++chains) {
+            const bool narrow = chains / 18 % 2 == 0;  // either behind all blocks, in all chains
             check(cudaFuncSetAttribute(busy_kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                        carveout),
                   "carveout");
             enqueue(static_cast<Before>(chain), blocks, static_cast<size_t>(kb) << 10,
-                    chains % 2 == 0 ? long_ : wide_);
+                    narrow ? narrow_ : wide_);
             if (ended()) continue;
             std::printf("FAIL chain %d behind %d blocks of %d KB, carveout %d %%: decode hangs\n",
                         chain, blocks, kb, carveout);
@@ -105,7 +106,7 @@ class Residency {
     return true;
   }
 
-  TimedCall long_, wide_;
+  TimedCall narrow_, wide_;  // of more sequences than there is one block a multiprocessor for
   cudaStream_t stream_ = nullptr, other_ = nullptr;
 };
 
