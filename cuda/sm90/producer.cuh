@@ -128,8 +128,9 @@ __device__ __forceinline__ void produce_work(typename Traits::SharedStorage& sha
       const int32_t last = work.first_token + schedule.token_of(lane * 64 + 63);
       shared_work.common[lane] = work.mask(params).common(first, last);
       // At the end, `work` may be a tile that was only looked at.
-      shared_work.unseen[lane] =
-          done ? 0 : unseen_tiles<Traits::kTileKv>(work, params, first, last);
+      if constexpr (Traits::kConfig.skips)
+        shared_work.unseen[lane] =
+            done ? 0 : unseen_tiles<Traits::kTileKv>(work, params, first, last);
     }
     if (lane == 0) {
       shared_work.tile = work;
