@@ -40,7 +40,7 @@ class KernelTimer {
     }
   }
 
-  /** Prefill runs as long before: clocks still are what the one in front, perhaps the product, has made of them. */
+  /** Prefill runs as long before: clocks still are what the one in front has made of them. */
   async round() {
     if (this.#graph !== null && !isDecode(this.#call.row)) await this.#elapsed();
     return ((await this.#elapsed()) * 1e6) / (this.#runs * this.calls);

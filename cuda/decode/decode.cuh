@@ -316,10 +316,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
     if (held) x += args.team_blocks;
     if (x < columns) free_ring<T>();
   }
-  for (int i = 0; i < num_pending; ++i) {
-    const SharedPair pair = shared.pairs[i];
-    pair.template finish<T>(args);
-  }
+  for (int i = 0; i < num_pending; ++i) shared.pairs[i].template finish<T>(args);
 }
 
 template <class Element, int kHeadDim, int kGroups>

@@ -85,9 +85,9 @@ struct Division {
   int32_t rounds_per_unit;
   int32_t units_per_team;
   // Where this block's team begins.
+  int64_t b_first;  // units before sequence b
   int32_t b;        // batch_size: nothing to do
   int32_t unit;     // of sequence b
-  int64_t b_first;  // units before sequence b
   Pair pair;        // of sequence b
 
   __device__ __forceinline__ int32_t units(int32_t rounds) const {
@@ -97,7 +97,7 @@ struct Division {
   // One warp comes to it for its block; lane i looks at sequences i, i + 32, ... `seen`: the lengths of
   // all sequences, or null, where they have to be read.
   __device__ Division(const DecodeArgs& args, int32_t team, const Lengths* seen, int32_t* fault)
-      : b(0), unit(team), b_first(0), pair(look(args, 0, seen, fault)) {
+      : b_first(0), b(0), unit(team), pair(look(args, 0, seen, fault)) {
     const int32_t batch = args.params.batch.batch_size;
     if (batch == 1) {
       const int32_t rounds = pair.rounds();

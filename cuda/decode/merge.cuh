@@ -107,7 +107,7 @@ __device__ __forceinline__ void store_place(float2* place, float2 x) {
 // until no word of it is empty, takes it and empties its place again: the data are their own signal,
 // so that no fence, no counter and no second trip to memory stand between writer and reader. Every
 // place has one reader.
-struct alignas(16) SharedPair {
+struct SharedPair {
   OutputRows out;
   int32_t parts;
   int32_t at;      // this block's own place for the first 8 columns of the first row
