@@ -15,14 +15,24 @@ function normals(count) {
   );
 }
 
-/** Fills tensors with normal numbers: a block from the host, then doubled on the device. */
+/** No multiple of a vector's length: where tensors begin in the block, their vectors have nothing in common. */
+const SHIFT = 7919;
+const SHIFTS = 16;
+
+/**
+ * Fills tensors with normal numbers: a block from the host, then doubled on the device. Each begins elsewhere in the
+ * block: a key that is one of the queries has a logit of sqrt(head_dim), which no two vectors of noise have.
+ */
 class Noise {
   #block;
+  #elements;
   #device;
+  #made = 0;
 
   constructor(device, elements) {
     this.#device = device;
-    this.#block = normals(elements);
+    this.#elements = elements;
+    this.#block = normals(elements + SHIFT * SHIFTS);
   }
 
   tensor(shape, dtype) {
@@ -31,8 +41,9 @@ class Noise {
     const width = tensor.size < 2 ** 31 ? 1 : shape.at(-1);
     const total = tensor.size / width;
     const flat = tensor.reshape([total, width]);
-    let filled = Math.min(Math.floor(this.#block.length / width), total);
-    write(flat, 0, filled, this.#block.subarray(0, filled * width));
+    const start = SHIFT * (this.#made++ % SHIFTS);
+    let filled = Math.min(Math.floor(this.#elements / width), total);
+    write(flat, 0, filled, this.#block.subarray(start, start + filled * width));
     while (filled < total) {
       const more = Math.min(filled, total - filled);
       const source = flat.slice(0, 0, more);
