@@ -47,6 +47,7 @@ CudaBackend::CudaBackend(int32_t index)
   traits_.num_sms = properties.multiProcessorCount;
   traits_.max_smem = properties.sharedMemPerBlockOptin;
   traits_.copy_engine = cuda::has_copy_engine();
+  traits_.memory_gbps = cuda::memory_gbps();
   const char* limit = std::getenv("FLASH_GQA_MAX_SMEM");
   const int64_t bytes = limit == nullptr ? 0 : std::atoll(limit);
   if (bytes > 0) traits_.max_smem = std::min(traits_.max_smem, static_cast<size_t>(bytes));

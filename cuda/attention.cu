@@ -17,6 +17,9 @@ constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr size_t kWorkspaceAlign = 256;
 constexpr size_t kReservedSmem = 1024;  // of each resident block, by the system
 constexpr int64_t kManyHeads = 8;       // of KV, in all sequences
+// What a decode block that has its multiprocessor to itself can read, GB/s: 32 KB in 1.1 us.
+constexpr double kLoneBlockGbps = 29;
+
 struct Launch {
   const Variant* variant;
   ForwardArgs args;
@@ -168,9 +171,12 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   const int32_t columns = params.num_kv_heads * args.row_tiles;
   args.team_blocks = min_i32(columns, alone);
   // One block on each multiprocessor leaves room for one of the next launch, which guesses meanwhile. A
-  // second one pays where teams have several sequences: it reads on while the first changes over.
+  // second one pays where teams have several sequences: it reads on while the first changes over; and
+  // where memory has more to give than one can take.
   const int32_t teams_alone = alone / args.team_blocks;
-  args.teams = params.batch.batch_size <= teams_alone ? teams_alone : most / args.team_blocks;
+  const bool keeps_up = device.memory_gbps <= kLoneBlockGbps * device.num_sms;
+  args.teams =
+      params.batch.batch_size <= teams_alone && keeps_up ? teams_alone : most / args.team_blocks;
   if (args.team_blocks < columns) args.teams = 1;
   args.part_o = static_cast<float4*>(device.merge_places);
   args.part_state =
@@ -268,6 +274,17 @@ bool heads_divide(const AttentionParams& params) {
 }
 
 }  // namespace
+
+double memory_gbps() {
+  int device = 0, kilohertz = 0, bits = 0;
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&kilohertz, cudaDevAttrMemoryClockRate, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, device) != cudaSuccess) {
+    cudaGetLastError();  // no launch shall answer for it
+    return 0;
+  }
+  return 2.0 * kilohertz * bits / 8 * 1e-6;  // two transfers a clock
+}
 
 bool has_copy_engine() {
   return with_head_dim(1, [](auto head_dim) {

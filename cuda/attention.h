@@ -21,10 +21,14 @@ struct DeviceTraits {
   // kMergeBytes of 0xff, between launches, through which decode's blocks hand each other their
   // parts; or null: decode/ is not used.
   void* merge_places;
-  bool copy_engine;  // has_copy_engine() said so
+  bool copy_engine;    // has_copy_engine() said so
+  double memory_gbps;  // as memory_gbps() has it
 };
 constexpr int kNumCounters = 512;
 constexpr size_t kMergeBytes = 16 << 20;
+
+// What the current device's memory delivers by its clock and width, GB/s; 0: not known.
+double memory_gbps();
 
 // Whether the kernels that the current device runs use its copy engine (sm_90 and later, and code that
 // was compiled for them).

@@ -234,7 +234,8 @@ cuda::DeviceTraits device_traits() {
   static const Buffer counters(std::vector<int32_t>(cuda::kNumCounters, 0));
   return {10 * major + minor,        sms,
           static_cast<size_t>(smem), counters.as<int32_t>(),
-          places.as<void>(),         cuda::has_copy_engine()};
+          places.as<void>(),         cuda::has_copy_engine(),
+          cuda::memory_gbps()};
 }
 
 }  // namespace
