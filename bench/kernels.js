@@ -1,6 +1,6 @@
 // Kernel rows: ours, what it is held against, and the peers take turns, round by round, because clocks move with heat.
 // The product that is a prefill's ceiling comes behind them all: nothing else makes the device as hot, and whoever
-// had its turn next would pay for that.
+// had its turn next would pay for that. (The next row is prepared, and not timed at first, behind it.)
 
 const { kernelRows, plainRow } = require("./cases");
 const { KernelCall } = require("./kernel-call");
@@ -17,7 +17,7 @@ async function timed(device, noise, row, seconds) {
   return { call, timer };
 }
 
-/** What the peers can measure of a row: themselves, and beside a prefill the product that is its ceiling. */
+/** What the peers can measure of a row: themselves, and of a prefill the product that is its ceiling. */
 async function askPeers(peers, row, { call, timer }, seconds) {
   const { params } = row;
   const { impls, failed } = await peers.ask({
@@ -47,7 +47,7 @@ async function* kernelResults(device, suite, noise, peers, ceilings, args) {
       times.get(impl).push(await (own[impl]?.timer.round() ?? peers.measure(impl)));
     for (let round = 0; round < count; round++) {
       for (const impl of turns) await take(impl);
-      turns.reverse(); // so that each comes as often behind the one as behind the other
+      turns.reverse(); // so that nobody is always behind the same one
     }
     for (let round = 0; times.has("product") && round < count; round++) await take("product");
     if (peers !== null) await peers.ask({ do: "release" });

@@ -40,7 +40,7 @@ class KernelTimer {
     }
   }
 
-  /** Prefill runs as long before: clocks still are what the one in front has made of them. */
+  /** A prefill runs as long untimed first: when its turn begins, the clock is the one that the turn before has left. */
   async round() {
     if (this.#graph !== null && !isDecode(this.#call.row)) await this.#elapsed();
     return ((await this.#elapsed()) * 1e6) / (this.#runs * this.calls);

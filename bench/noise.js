@@ -15,7 +15,7 @@ function normals(count) {
   );
 }
 
-/** No multiple of a vector's length: where tensors begin in the block, their vectors have nothing in common. */
+/** No multiple of a vector's length: no vector of one tensor is one of another's, but for the 16th after it. */
 const SHIFT = 7919;
 const SHIFTS = 16;
 

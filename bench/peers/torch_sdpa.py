@@ -55,7 +55,7 @@ def seconds_of(runs, replay):
 
 class Timed:
     """`calls` serial calls in one graph; a round replays it for at least `least` seconds, and where it
-    `settles` as long before: clocks still are what the one in front has made of them."""
+    `settles` as long untimed first: when a turn begins, the clock is the one that the turn before has left."""
 
     def __init__(self, call, calls, least, settles=True):
         for i in range(min(calls, 3)):

@@ -7,8 +7,7 @@
 
 namespace flash_gqa::cuda::decode {
 
-// Columns that a thread merges at a time, of a block's own parts and of other blocks': of these, 8 are
-// a sector of memory.
+// Columns that a thread merges at a time, and those of a part: 8 are a sector of memory.
 constexpr int kQuad = 4;
 constexpr int kOctet = 8;
 
@@ -106,7 +105,7 @@ __device__ __forceinline__ void store_place(float2* place, float2 x) {
 // Parts travel through places in memory that are empty between launches. Who needs a part waits
 // until no word of it is empty, takes it and empties its place again: the data are their own signal,
 // so that no fence, no counter and no second trip to memory stand between writer and reader. Every
-// place has one reader.
+// place has one reader, a state two, neighbours in a warp, of whom one empties it.
 struct SharedPair {
   OutputRows out;
   int32_t parts;
@@ -184,7 +183,7 @@ struct SharedPair {
   }
 
  private:
-  // Enough for the parts of a device's whole share, in one trip to memory.
+  // Of each of 16 lanes: enough for 80 parts in one trip to memory.
   static constexpr int kPartsAtOnce = 5;
 
   // What a thread has of four columns of one row: every lanes-th part of them.

@@ -317,7 +317,9 @@ inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
   params.fixed_split = p.fixed_split;
   params.fault = dev_fault.as<int32_t>();
 
-  device.num_sms = std::min(p.num_sms, device.num_sms);  // all blocks of decode must be resident
+  const int num_sms = std::min(p.num_sms, device.num_sms);  // all blocks of decode must be resident
+  device.memory_gbps *= static_cast<double>(num_sms) / device.num_sms;
+  device.num_sms = num_sms;
   const Buffer counters(std::vector<int32_t>(cuda::kNumCounters, 0));
   device.counters = counters.as<int32_t>();
   const Buffer workspace(cuda::attention_workspace(params, device));

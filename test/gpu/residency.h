@@ -28,7 +28,7 @@ class Residency {
  public:
   explicit Residency(const cuda::DeviceTraits& device)
       : narrow_(Shape{24, 32, 8, 128, 1, 2048, 0, 0}, device),
-        wide_(Shape{200, 32, 1, 128, 1, 512, 0, 0}, device) {
+        wide_(Shape{100, 64, 2, 128, 1, 512, 0, 0}, device) {
     for (cudaStream_t* stream : {&stream_, &other_})
       check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "stream");
     check(cudaFuncSetAttribute(busy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -47,7 +47,8 @@ class Residency {
       for (const int kb : {0, 1, 16, 40, 60, 100, kMostKb})
         for (const int blocks : {20, 66, 131, 132, 264, 600})
           for (int chain = 0; chain < 3; ++chain, ++chains) {
-            const bool narrow = chains / 18 % 2 == 0;  // either behind all blocks, in all chains
+            // Either behind every number of blocks, in every chain: of these there are 18.
+            const bool narrow = chains / 18 % 2 == 0;
             check(cudaFuncSetAttribute(busy_kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                        carveout),
                   "carveout");
