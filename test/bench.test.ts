@@ -121,6 +121,35 @@ describe("the bench", () => {
     device.dispose();
   });
 
+  it("fills tensors with noise of which no key is one of the queries", async () => {
+    const inBench = createRequire(bench);
+    const device = await inBench("flash-gqa").Device.open("cpu");
+    const { Noise } = inBench("./noise");
+    const noise = new Noise(device, 2 ** 12);
+    const headDim = 32;
+    const [q, k] = [
+      noise.tensor([400, headDim], "float32"),
+      noise.tensor([300, headDim], "float32"),
+    ];
+    const rows = async (tensor: typeof q) => {
+      const values: number[] = Array.from(await tensor.read());
+      return Array.from({ length: values.length / headDim }, (_, i) =>
+        values.slice(i * headDim, (i + 1) * headDim),
+      );
+    };
+    const queries = await rows(q);
+    let largest = 0;
+    for (const key of await rows(k)) {
+      for (const query of queries) {
+        const dot = key.reduce((sum, x, i) => sum + x * query[i]!, 0);
+        largest = Math.max(largest, dot / Math.sqrt(headDim));
+      }
+    }
+    expect(largest).toBeGreaterThan(3);
+    expect(largest).toBeLessThan(6); // who meets itself has 5.7 on average, and 8.8 here
+    device.dispose();
+  });
+
   it("runs the suites and as many rows as asked for", async () => {
     const { record } = await quick("--suite", "cache,decode", "--rows", "1");
     expect(record.rows.map(({ suite }: Row) => suite)).toEqual(["cache", "decode"]);
