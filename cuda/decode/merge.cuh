@@ -162,7 +162,8 @@ struct SharedPair {
       const int32_t task = base + (thread / 2 >> log_lanes);
       const int32_t col = task % kOctets * kOctet + thread % 2 * kQuad;
       const bool valid = task < end && col < args.params.head_dim;
-      // All that does not depend on the parts is worked out before the last of them is there.
+      // All that does not depend on the parts is worked out before the last of them is there: the
+      // compiler would leave it for the end, where everyone waits for it.
       OutputPlace to{};
       if (valid && lane == 0) to = out.place<Element>(args, task / kOctets, col);
       asm volatile("" : "+l"(to.o), "+l"(to.lse), "+f"(to.sink_logit));
@@ -191,11 +192,11 @@ struct SharedPair {
     const int32_t lanes;
     const bool empties_state;  // which two threads read
     int32_t part;              // the next
-    float4* o_at;              // its place, if it is not the first
+    float4* o_at;  // its place, unless it is part 0, whose place is another of its block's
     float2* state_at;
     const int64_t o_step;  // to the place of the one behind it
     const int64_t state_step;
-    float4* first_o_at;
+    float4* first_o_at;  // of this thread's first part, whichever it is
     float2* first_state_at;
     SoftmaxState state;  // the maximum is that of all lanes
     float4 o = {};
