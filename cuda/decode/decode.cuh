@@ -77,7 +77,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     wait_for_prerequisites();
     // Before the keys: behind them, the answers would come last.
     const int32_t looks_at = seen_by_thread(args);
-    const Lengths lengths(args, looks_at);
+    const Lengths lengths(params, looks_at);
     const SlabWalk::FirstPages pages_again =
         ring.read_pages(pair.sequence, &shared.ignored_page_fault);
     queries.ask(shared, args, pair, rows);
@@ -239,7 +239,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
   static_assert(kMostGuessed <= T::kThreads);
   bool guessed = T::kTma && batch <= kMostGuessed && !args.small_pages();
   if (guessed) {
-    if (threadIdx.x < batch) shared.seen[threadIdx.x] = Lengths(args, threadIdx.x);
+    if (threadIdx.x < batch) shared.seen[threadIdx.x] = Lengths(args.params, threadIdx.x);
     // The first warp divides by what other warps have read, where there are more sequences than it has lanes.
     if (batch > 32) __syncthreads();
     __syncwarp();

@@ -15,35 +15,11 @@
 // wherever sequences begin and end.
 #pragma once
 
-#include "../kv_source.h"
+#include "../lengths.cuh"
 #include "../mask.h"
 #include "decode_args.h"
 
 namespace flash_gqa::cuda::decode {
-
-// Past the L1, and never merged with another read: what is read before the launches in front are done
-// must be read again behind them.
-struct FreshRead {
-  __device__ int32_t operator()(const int32_t* word) const {
-    int32_t x;
-    asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(x) : "l"(word) : "memory");
-    return x;
-  }
-};
-
-// What is read from device memory about one sequence.
-struct Lengths {
-  SequenceWords words;
-  int32_t prefix_len;
-
-  __device__ Lengths(const DecodeArgs& args, int32_t b)
-      : words(read_sequence_words(args.params.batch, args.params.kv, b, FreshRead{})),
-        prefix_len(args.params.prefix_lens != nullptr ? FreshRead{}(args.params.prefix_lens + b)
-                                                      : args.params.prefix_len) {}
-  __device__ bool operator==(const Lengths& other) const {
-    return words == other.words && prefix_len == other.prefix_len;
-  }
-};
 
 // Sequence b as a decode launch sees it; slabs = 0 where it is another launch's.
 struct Pair {
@@ -64,7 +40,7 @@ struct Pair {
                   : max_i32(1, TileRange(visible, kSlabKeys).count())) {}
 
   __device__ Pair(const DecodeArgs& args, int32_t b, int32_t* fault)
-      : Pair(args, b, Lengths(args, b), fault) {}
+      : Pair(args, b, Lengths(args.params, b), fault) {}
 
   __device__ int32_t rounds() const { return (slabs + kKeyWarps - 1) / kKeyWarps; }
 
@@ -116,7 +92,7 @@ struct Division {
   __device__ static Pair look(const DecodeArgs& args, int32_t at, const Lengths* seen,
                               int32_t* fault) {
     const int32_t i = lane_sequence(args, at);
-    return Pair(args, i, seen != nullptr ? seen[i] : Lengths(args, i), fault);
+    return Pair(args, i, seen != nullptr ? seen[i] : Lengths(args.params, i), fault);
   }
 
   // One loop for both passes, because code that runs once costs more to fetch than to execute.

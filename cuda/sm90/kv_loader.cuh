@@ -32,15 +32,21 @@ struct KvLoader {
   const WorkTile& work;
   const BoxSplit& split;
 
-  // loaded(i): tile i is on its way.
+  // Of the page table, for this lane's first box. Read anew each time.
+  __device__ __forceinline__ int32_t first_entry() const {
+    const int mine = tile_of_lane();
+    return look_up(work.key_end - 1 - mine, row_of_lane(mine), FreshRead{});
+  }
+
+  // entry: the first. loaded(i): tile i is on its way.
   template <int kStages, class Loaded>
   __device__ __forceinline__ void load(Tile (&dst)[kStages], const CUtensorMap& map,
                                        Barrier (&full)[kStages], Barrier (&empty)[kStages],
-                                       RingIndex<kStages>& ring, const Loaded& loaded) const {
+                                       RingIndex<kStages>& ring, int32_t entry,
+                                       const Loaded& loaded) const {
     const int lane = threadIdx.x % 32;
-    const int mine = lane * split.boxes_inverse >> 16;  // which of the tiles
-    const int first_row = (lane - mine * split.boxes) * split.box_keys;
-    int32_t entry = look_up(work.key_end - 1 - mine, first_row);
+    const int mine = tile_of_lane();
+    const int first_row = row_of_lane(mine);
     for (int32_t next = work.key_end - 1; next >= work.key_first;) {
       const int32_t key = key_of(next - mine, first_row);
       const int32_t row = source.paged() ? key & source.page_mask : work.sequence.kv_start + key;
@@ -72,10 +78,19 @@ struct KvLoader {
     return tile >= work.key_first &&
            (key < keys.sink_end || (key < keys.hi && key + split.box_keys > keys.lo));
   }
+  // Which of the tiles this lane's box is of.
+  __device__ __forceinline__ int tile_of_lane() const {
+    return static_cast<int>(threadIdx.x % 32) * split.boxes_inverse >> 16;
+  }
+  __device__ __forceinline__ int row_of_lane(int tile) const {
+    return (static_cast<int>(threadIdx.x % 32) - tile * split.boxes) * split.box_keys;
+  }
   // The entry of the page table.
-  __device__ __forceinline__ int32_t look_up(int32_t tile, int32_t row) const {
+  template <class Read = PlainRead>
+  __device__ __forceinline__ int32_t look_up(int32_t tile, int32_t row,
+                                             const Read& read = {}) const {
     const int32_t key = key_of(tile, row);
-    return source.paged() && seen(tile, key) ? source.page_entry(key) : 0;
+    return source.paged() && seen(tile, key) ? source.page_entry(key, read) : 0;
   }
   __device__ __forceinline__ int32_t page_of(int32_t tile, int32_t key, int32_t entry) const {
     if (!source.paged()) return 0;

@@ -17,6 +17,30 @@ struct TensorMaps {
   KvMaps kv;
 };
 
+__device__ __forceinline__ bool reads_lengths(const AttentionParams& params) {
+  const BatchView& batch = params.batch;
+  return batch.cu_seqlens_q != nullptr || batch.cu_seqlens_k != nullptr ||
+         batch.kv_lens != nullptr || params.kv.table_row != nullptr ||
+         params.prefix_lens != nullptr;
+}
+
+// Whether a block's first work is foreseen, before the launches in front are done: where it depends on
+// lengths that they might write, and on nothing else. Warp 2 works out what it would be; the loading
+// warps look its first pages up; behind the wait each reads its words again, and if any of them has
+// changed, all that was foreseen is forgotten.
+__device__ __forceinline__ bool foresees(const AttentionParams& params, const Schedule& schedule) {
+  return reads_lengths(params) && !schedule.ragged &&
+         schedule.total_tiles >= static_cast<int32_t>(gridDim.x);
+}
+// Warp 2 has said what it foresees.
+__device__ __forceinline__ void share_foresight() {
+  ptx::named_barrier_sync(kForesightBarrier, 96);
+}
+// One verdict for the three warps.
+__device__ __forceinline__ bool confirm_foresight(bool right) {
+  return ptx::named_barrier_and(kForesightBarrier, 96, right);
+}
+
 // The work of a block: whole tiles, then its shares of the rest. For one whole warp.
 template <class Traits>
 struct WorkStream {
@@ -24,7 +48,7 @@ struct WorkStream {
   const AttentionParams& params;
   const Schedule& schedule;
   const int32_t blocks = gridDim.x;
-  Rest rest;
+  Rest& rest;             // in shared memory, where all lanes write the same: registers are few
   bool decided = true;    // whether the rest is divided
   int32_t index = -1;     // drawn last
   int32_t rest_tile = 0;  // where a share goes on, down to
@@ -33,18 +57,12 @@ struct WorkStream {
 
   __device__ __forceinline__ WorkStream(typename Traits::SharedStorage& s, const AttentionParams& p,
                                         const Schedule& c)
-      : shared(s), params(p), schedule(c) {
-    if (reads_lengths()) wait_for_prerequisites();
+      : shared(s), params(p), schedule(c), rest(s.rest) {
+    rest = Rest();
+    if (reads_lengths(params)) wait_for_prerequisites();
     if (schedule.parts == nullptr) return;
     rest = Rest(count_tiles(params, schedule), blocks);
     decided = false;
-  }
-
-  __device__ __forceinline__ bool reads_lengths() const {
-    const BatchView& batch = params.batch;
-    return batch.cu_seqlens_q != nullptr || batch.cu_seqlens_k != nullptr ||
-           batch.kv_lens != nullptr || params.kv.table_row != nullptr ||
-           params.prefix_lens != nullptr;
   }
 
   // Blocks start with the tile of their own index, unless they start with shares, which must be
@@ -72,6 +90,12 @@ struct WorkStream {
     return true;
   }
 
+  // The first work was foreseen, and need not be drawn.
+  __device__ __forceinline__ void skip_first() {
+    index = blockIdx.x;
+    wanted ^= 1;
+  }
+
   // False: there is no more.
   __device__ __forceinline__ bool next(WorkTile& work) {
     int32_t probe = 0;      // a tile of the rest, looked at before it is divided
@@ -94,7 +118,11 @@ struct WorkStream {
         rest_last = rest.first_tile(share);
       }
       const int32_t at = probes ? rest.first + probe : divided ? rest.first + rest_tile : index;
-      const bool exists = decode_work<Traits::kTileKv>(params, schedule, at, work);
+      const int32_t b = find_tile(params, schedule, at, work);
+      const bool exists = b >= 0;
+      if (exists)
+        measure_tile<Traits::kTileKv>(params, schedule, b, Lengths(params, b, PlainRead{}),
+                                      params.fault, work);
       if (probes) {
         // Under a causal mask a sequence's first tile is its longest; they may be of several.
         if (exists) key_tiles = max_i32(key_tiles, work.key_end);
@@ -109,6 +137,24 @@ struct WorkStream {
   }
 };
 
+// For whole warp 2: says what the block's first work will be. True: it is.
+template <class Traits>
+__device__ __forceinline__ bool foresee(typename Traits::SharedStorage& shared,
+                                        const AttentionParams& params, const Schedule& schedule) {
+  if (threadIdx.x % 32 == 0) shared.ignored_fault = 0;
+  __syncwarp();
+  WorkTile work{};
+  const int32_t b = find_tile(params, schedule, blockIdx.x, work);
+  const Lengths lengths(params, b);
+  measure_tile<Traits::kTileKv>(params, schedule, b, lengths, &shared.ignored_fault, work);
+  write_work<Traits::kTileKv, Traits::kConfig.skips>(shared.work[0], params, schedule, work, false);
+  share_foresight();
+  // What has nothing to do, or something to report, takes the usual way.
+  const bool usable = work.tokens > 0 && shared.ignored_fault == 0;
+  wait_for_prerequisites();
+  return confirm_foresight(usable && Lengths(params, b) == lengths);
+}
+
 // Warp 2: draws work, and says what it is, in the queue of Q's slots. Not before it is wanted: who
 // draws early may get what another block, done earlier, should have had.
 template <class Traits>
@@ -117,26 +163,19 @@ __device__ __forceinline__ void produce_work(typename Traits::SharedStorage& sha
                                              const Schedule& schedule) {
   const int lane = threadIdx.x % 32;
   RingIndex<Traits::kQStages> q;
+  const bool foreseen = foresees(params, schedule) && foresee<Traits>(shared, params, schedule);
   WorkStream<Traits> stream(shared, params, schedule);
+  if (foreseen) {
+    if (lane == 0) barrier_arrive(shared.work_full[q.slot]);
+    stream.skip_first();
+    q.advance();
+  }
   for (bool done = false; !done; q.advance()) {
     WorkTile work{};
     done = !stream.next(work);
     barrier_wait(shared.q_empty[q.slot], q.parity ^ 1);
-    auto& shared_work = shared.work[q.slot];
-    if (lane < Traits::kConsumers) {
-      const int32_t first = work.first_token + schedule.token_of(lane * 64);
-      const int32_t last = work.first_token + schedule.token_of(lane * 64 + 63);
-      shared_work.common[lane] = work.mask(params).common(first, last);
-      // At the end, `work` may be a tile that was only looked at.
-      if constexpr (Traits::kConfig.skips)
-        shared_work.unseen[lane] =
-            done ? 0 : unseen_tiles<Traits::kTileKv>(work, params, first, last);
-    }
-    if (lane == 0) {
-      shared_work.tile = work;
-      shared_work.key_tiles = done ? kNoMoreWork : work.key_end - work.key_first;
-    }
-    __syncwarp();
+    write_work<Traits::kTileKv, Traits::kConfig.skips>(shared.work[q.slot], params, schedule, work,
+                                                       done);
     if (lane == 0) barrier_arrive(shared.work_full[q.slot]);
   }
 
@@ -148,8 +187,65 @@ __device__ __forceinline__ void produce_work(typename Traits::SharedStorage& sha
   }
 }
 
+// A warp that loads keys or values of one work after the other.
 template <class Traits>
-using KvLoaderOf = KvLoader<typename Traits::KvTile>;
+struct LoadingWarp {
+  using Loader = KvLoader<typename Traits::KvTile>;
+
+  typename Traits::SharedStorage& shared;
+  const AttentionParams& params;
+  const Schedule& schedule;
+  RingIndex<Traits::kQStages> q;
+  bool foreseen = false;  // the work at hand was, and
+  int32_t entry = 0;      // so was this lane's first entry of the page table
+
+  // Behind it the launches in front are done.
+  __device__ __forceinline__ LoadingWarp(typename Traits::SharedStorage& s,
+                                         const AttentionParams& p, const Schedule& c)
+      : shared(s), params(p), schedule(c) {
+    if (!foresees(params, schedule)) {
+      wait_for_prerequisites();
+      return;
+    }
+    share_foresight();
+    const WorkTile work = load_uniform(shared.work[0].tile);
+    const KvSource source = source_of(work);
+    const Loader loader{source, work, schedule.split};
+    entry = loader.first_entry();
+    wait_for_prerequisites();
+    foreseen = confirm_foresight(loader.first_entry() == entry);
+  }
+
+  // False: there is no more.
+  __device__ __forceinline__ bool find(WorkTile& work) const {
+    barrier_wait(shared.work_full[q.slot], q.parity);
+    const bool done = load_uniform(shared.work[q.slot].key_tiles) == kNoMoreWork;
+    work = load_uniform(shared.work[q.slot].tile);
+    __syncwarp();
+    return !done;
+  }
+
+  // And goes on to the next.
+  template <int kStages, class Loaded>
+  __device__ __forceinline__ void load(const WorkTile& work,
+                                       typename Traits::KvTile (&dst)[kStages],
+                                       const CUtensorMap& map, Barrier (&full)[kStages],
+                                       Barrier (&empty)[kStages], RingIndex<kStages>& ring,
+                                       const Loaded& loaded) {
+    const KvSource source = source_of(work);
+    const Loader loader{source, work, schedule.split};
+    if (!foreseen) entry = loader.first_entry();
+    foreseen = false;
+    loader.load(dst, map, full, empty, ring, entry, loaded);
+    q.advance();
+  }
+
+ private:
+  __device__ __forceinline__ KvSource source_of(const WorkTile& work) const {
+    return KvSource(params.kv, work.sequence, params.num_kv_heads, work.kv_head, params.head_dim,
+                    params.fault);
+  }
+};
 
 // Warp 0: loads Q and the keys. The keys of a tile are needed before the values of the tile before,
 // so that the two are not queued behind each other: values have their own warp.
@@ -160,38 +256,33 @@ __device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& sha
   const int lane = threadIdx.x % 32;
   prefetch_map(maps.q);
   prefetch_map(maps.kv.k);
-  wait_for_prerequisites();
-  RingIndex<Traits::kQStages> q;
+  LoadingWarp<Traits> warp(shared, params, schedule);
   RingIndex<Traits::kKStages> k;
-  for (;; q.advance()) {
-    barrier_wait(shared.work_full[q.slot], q.parity);
-    const bool done = load_uniform(shared.work[q.slot].key_tiles) == kNoMoreWork;
-    const WorkTile work = load_uniform(shared.work[q.slot].tile);
-    __syncwarp();
+  for (;;) {
+    WorkTile work;
+    const bool done = !warp.find(work);
+    const int slot = warp.q.slot;
     if (lane == 0) {
       if (done) {
-        barrier_arrive(shared.q_full[q.slot]);
+        barrier_arrive(shared.q_full[slot]);
       } else {
         const int rows = schedule.tokens_per_tile * schedule.group_size;
-        barrier_arrive_expect(shared.q_full[q.slot], Traits::kHalves * rows * 128);
+        barrier_arrive_expect(shared.q_full[slot], Traits::kHalves * rows * 128);
         for (int half = 0; half < Traits::kHalves; ++half) {
-          tma_load_3d(&shared.q[q.slot].data[half][0][0], maps.q, shared.q_full[q.slot], half * 64,
+          tma_load_3d(&shared.q[slot].data[half][0][0], maps.q, shared.q_full[slot], half * 64,
                       work.kv_head * schedule.group_size, work.sequence.q_start + work.first_token);
         }
       }
-      barrier_arrive(shared.q_empty[q.slot]);
+      barrier_arrive(shared.q_empty[slot]);
     }
     __syncwarp();
     if (done) break;
-    const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
-                          params.head_dim, params.fault);
-    const KvLoaderOf<Traits> loader{source, work, schedule.split};
     // The next work is wanted when so many tiles are left to be loaded: decoding takes as long. With
     // one stage of Q nothing is gained by knowing it before the end.
     constexpr int kTilesAhead = Traits::kQStages > 1 ? 2 : 0;
     const int32_t wanted_at = min_i32(work.key_first + kTilesAhead, work.key_end - 1);
     if (work.key_first == work.key_end && lane == 0) barrier_arrive(shared.work_wanted);
-    loader.load(shared.k, maps.kv.k, shared.k_full, shared.k_empty, k, [&](int32_t i) {
+    warp.load(work, shared.k, maps.kv.k, shared.k_full, shared.k_empty, k, [&](int32_t i) {
       if (i == wanted_at && lane == 0) barrier_arrive(shared.work_wanted);
     });
   }
@@ -203,20 +294,14 @@ __device__ __forceinline__ void produce_values(typename Traits::SharedStorage& s
                                                const AttentionParams& params,
                                                const TensorMaps& maps, const Schedule& schedule) {
   prefetch_map(maps.kv.v);
-  wait_for_prerequisites();
-  RingIndex<Traits::kQStages> q;
+  LoadingWarp<Traits> warp(shared, params, schedule);
   RingIndex<Traits::kVStages> v;
-  for (;; q.advance()) {
-    barrier_wait(shared.work_full[q.slot], q.parity);
-    const bool done = load_uniform(shared.work[q.slot].key_tiles) == kNoMoreWork;
-    const WorkTile work = load_uniform(shared.work[q.slot].tile);
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) barrier_arrive(shared.q_empty[q.slot]);
+  for (;;) {
+    WorkTile work;
+    const bool done = !warp.find(work);
+    if (threadIdx.x % 32 == 0) barrier_arrive(shared.q_empty[warp.q.slot]);
     if (done) break;
-    const KvSource source(params.kv, work.sequence, params.num_kv_heads, work.kv_head,
-                          params.head_dim, params.fault);
-    const KvLoaderOf<Traits> loader{source, work, schedule.split};
-    loader.load(shared.v, maps.kv.v, shared.v_full, shared.v_empty, v, [](int32_t) {});
+    warp.load(work, shared.v, maps.kv.v, shared.v_full, shared.v_empty, v, [](int32_t) {});
   }
 }
 

@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "../kv_source.h"
+#include "../lengths.cuh"
 #include "../mask.h"
 
 namespace flash_gqa::cuda::sm90 {
@@ -171,18 +171,18 @@ __device__ __forceinline__ int32_t count_tiles(const AttentionParams& params,
   return schedule.total_tiles - find_sequence(params, schedule, schedule.total_tiles).index;
 }
 
-// For a whole warp. False: there is no such tile.
-template <int kTileKv>
-__device__ __forceinline__ bool decode_work(const AttentionParams& params, const Schedule& schedule,
-                                            int32_t index, WorkTile& w) {
+// For a whole warp: which tile this index is of; only where the batch is ragged, lengths are read. Returns
+// its sequence, or -1: there is no such tile.
+__device__ __forceinline__ int32_t find_tile(const AttentionParams& params,
+                                             const Schedule& schedule, int32_t index, WorkTile& w) {
   Found found{0, schedule.tiles_per_head, index};
   int32_t section;
   if (schedule.ragged) {
     found = find_sequence(params, schedule, index);
-    if (found.b < 0) return false;
+    if (found.b < 0) return -1;
     section = found.index / (schedule.section_heads.value * found.tiles_per_head);
   } else {
-    if (index >= schedule.total_tiles) return false;
+    if (index >= schedule.total_tiles) return -1;
     section = schedule.section_tiles.divide(index);
   }
   const int32_t first_head = section * schedule.section_heads.value;
@@ -192,19 +192,46 @@ __device__ __forceinline__ bool decode_work(const AttentionParams& params, const
   const int32_t back = heads.divide(in_section);
   const int32_t head = first_head + in_section - back * heads.value;
   const int32_t b = schedule.ragged ? found.b : schedule.num_kv_heads.divide(head);
-
-  w.sequence = read_sequence(params.batch, params.kv, b, params.fault);
   w.kv_head = schedule.ragged ? head : head - b * schedule.num_kv_heads.value;
   w.first_token = (found.tiles_per_head - 1 - back) * schedule.tokens_per_tile;
+  return b;
+}
+
+// What follows from the lengths of its sequence.
+template <int kTileKv>
+__device__ __forceinline__ void measure_tile(const AttentionParams& params,
+                                             const Schedule& schedule, int32_t b,
+                                             const Lengths& lengths, int32_t* fault, WorkTile& w) {
+  w.sequence = checked_sequence(params.batch, params.kv, b, lengths.words, fault);
   const bool mine =
       static_cast<int64_t>(w.sequence.q_len) * schedule.group_size > schedule.min_rows;
   w.tokens = mine ? min_i32(schedule.tokens_per_tile, w.sequence.q_len - w.first_token) : 0;
-  w.prefix_len = params.prefix_lens != nullptr ? params.prefix_lens[b] : params.prefix_len;
+  w.prefix_len = lengths.prefix_len;
   w.keys = w.mask(params).rows(w.first_token, w.first_token + w.tokens - 1);
   w.key_first = 0;
   w.key_end = w.tokens > 0 ? TileRange(w.keys, kTileKv).count() : 0;
   w.share = kWhole;
-  return true;
+}
+
+// What one warp says of its work to all others.
+template <int kTileKv, bool kSkips, int kConsumers>
+__device__ __forceinline__ void write_work(SharedWork<kConsumers>& to,
+                                           const AttentionParams& params, const Schedule& schedule,
+                                           const WorkTile& work, bool done) {
+  const int lane = threadIdx.x % 32;
+  if (lane < kConsumers) {
+    const int32_t first = work.first_token + schedule.token_of(lane * 64);
+    const int32_t last = work.first_token + schedule.token_of(lane * 64 + 63);
+    to.common[lane] = work.mask(params).common(first, last);
+    // At the end, `work` may be a tile that was only looked at.
+    if constexpr (kSkips)
+      to.unseen[lane] = done ? 0 : unseen_tiles<kTileKv>(work, params, first, last);
+  }
+  if (lane == 0) {
+    to.tile = work;
+    to.key_tiles = done ? kNoMoreWork : work.key_end - work.key_first;
+  }
+  __syncwarp();
 }
 
 }  // namespace flash_gqa::cuda::sm90

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kv_loader.cuh"
+#include "rest.cuh"
 
 namespace flash_gqa::cuda::sm90 {
 
@@ -46,6 +47,7 @@ constexpr TileConfig tile_config(int head_dim) {
 // Named hardware barriers. 0 is __syncthreads.
 constexpr int kTurnBarrier = 1;       // + warpgroup: its turn at the tensor cores
 constexpr int kWarpgroupBarrier = 5;  // + warpgroup: its own 128 threads
+constexpr int kForesightBarrier = 8;  // the three producer warps
 
 template <typename T_, int kHeadDim_>
 struct Traits {
@@ -76,6 +78,8 @@ struct Traits {
     Barrier work_wanted;
     Barrier work_full[kQStages];
     SharedWork<kConsumers> work[kQStages];  // whose Q is in this stage
+    Rest rest;
+    int32_t ignored_fault;  // of lengths that were foreseen: it is found again behind the wait
   };
   static constexpr size_t kSharedBytes = sizeof(SharedStorage);
   static_assert(kSharedBytes <= 227 * 1024);
