@@ -20,6 +20,8 @@ constexpr int64_t kManyHeads = 8;       // of KV, in all sequences
 // What a decode block that has its multiprocessor to itself can read at head_dim 128 and more, GB/s: 32 KB
 // in 1.1 us. Narrower keys take hardly less time.
 constexpr double kLoneBlockGbps = 29;
+// Sequences that are shared by so many blocks all end together.
+constexpr int32_t kManyParts = 8;
 
 struct Launch {
   const Variant* variant;
@@ -157,7 +159,7 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.max_rows = max_rows;
   args.rows = min_i32(rows, variant.rows);
   args.row_tiles = ceil_div(rows, variant.rows);
-  args.stages = variant.stages;
+  args.stages = two_narrow ? variant.most_stages : variant.stages;
   const auto smem = [&] { return variant.smem(args.stages, device.copy_engine); };
   while (args.stages > decode::kMinStages && smem() > device.max_smem) --args.stages;
   // All blocks must be resident together: they wait for each other's parts.
@@ -177,9 +179,14 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   const int32_t teams_alone = alone / args.team_blocks;
   const double taken = kLoneBlockGbps * min_i32(params.head_dim, 128) / 128;
   const bool keeps_up = device.memory_gbps <= taken * teams_alone * args.team_blocks;
-  args.teams =
-      params.batch.batch_size <= teams_alone && keeps_up ? teams_alone : most / args.team_blocks;
+  const bool lone = params.batch.batch_size <= teams_alone && keeps_up;
+  args.teams = lone ? teams_alone : most / args.team_blocks;
   if (args.team_blocks < columns) args.teams = 1;
+  // linger.cuh. Where there are many rows, the next launch takes its places at once, when all have one.
+  const bool late = device.copy_engine && !wide && args.row_tiles == 1;
+  if (lone && per_sm > 1 && late && args.teams < kManyParts * params.batch.batch_size &&
+      device.counters != nullptr)
+    args.asked = reinterpret_cast<uint32_t*>(device.counters + kDecodeCounter);
   args.part_o = static_cast<float4*>(device.merge_places);
   args.part_state =
       reinterpret_cast<float2*>(args.part_o + 2 * places * args.teams * args.team_blocks);

@@ -25,6 +25,7 @@ struct DeviceTraits {
   double memory_gbps;  // as memory_gbps() has it
 };
 constexpr int kNumCounters = 512;
+constexpr int kDecodeCounter = kNumCounters - 1;  // prefill has those before it
 constexpr size_t kMergeBytes = 16 << 20;
 
 // What the current device's memory delivers by its clock and width, GB/s; 0: not known.

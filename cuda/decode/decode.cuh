@@ -5,6 +5,7 @@
 
 #include "../dependent_launch.cuh"
 #include "../tile/softmax.cuh"
+#include "linger.cuh"
 #include "queries.cuh"
 #include "tma_ring.cuh"
 
@@ -26,6 +27,12 @@ __device__ __forceinline__ float* output_at(const Slab<T>& slab, int r, int col)
 template <class T>
 __device__ __forceinline__ bool triggers_late(const DecodeArgs& args) {
   return T::kRowGroups == 1 && args.row_tiles == 1;
+}
+
+template <class T>
+__device__ __forceinline__ void make_room(SharedStorage<T>& shared, const DecodeArgs& args) {
+  allow_dependents();
+  asked_for_last_keys(shared, args);
 }
 
 template <class T>
@@ -99,7 +106,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     __syncthreads();
   }
   prepare();
-  if (triggers_late<T>(args) && ring.next >= ring.end) allow_dependents();
+  if (triggers_late<T>(args) && ring.next >= ring.end) make_room(shared, args);
   queries.take(shared);
   const KeyRange common = pair.mask.common(0, pair.sequence.q_len - 1);
   const Math math(threadIdx.x % 32 + threadIdx.x / (32 * kKeyWarps) * 32);
@@ -131,7 +138,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     math.multiply_pv(o, s, slab.v, scratch);
     ring.release();
     ring.ask(stage);
-    if (triggers_late<T>(args) && ring.next >= ring.end) allow_dependents();
+    if (triggers_late<T>(args) && ring.next >= ring.end) make_room(shared, args);
     if (++stage == stages) stage = 0;
   }
   reduce_sums<Math>(state);
@@ -204,7 +211,10 @@ __device__ __forceinline__ void touch_parameters(const DecodeArgs& args, uint32_
 // barrier.
 template <class T>
 __device__ __forceinline__ void init_shared(SharedStorage<T>& shared, const DecodeArgs& args) {
-  if (threadIdx.x == 0) shared.ignored_fault = 0;
+  if (threadIdx.x == 0) {
+    shared.ignored_fault = 0;
+    shared.counted = false;
+  }
   if constexpr (T::kTma) {
     const int lane = threadIdx.x % 32;
     if (threadIdx.x < 32 * kKeyWarps && lane < kMaxStages)
@@ -316,7 +326,9 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
     if (held) x += args.team_blocks;
     if (x < columns) free_ring<T>();
   }
+  Lingering lingering(shared, args);
   for (int i = 0; i < num_pending; ++i) shared.pairs[i].template finish<T>(args);
+  lingering.linger(args);
 }
 
 template <class Element, int kHeadDim, int kGroups>

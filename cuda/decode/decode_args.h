@@ -25,6 +25,8 @@ struct DecodeArgs {
   float2*
       part_state;  // [2 * blocks, rows, head_dim / 8] their (max, sum); every word is 0xffffffff
                    // between launches
+  // How many blocks have asked for their last keys, or null: nobody waits for that (linger.cuh).
+  uint32_t* asked;
   int32_t group_size;
   int32_t group_inverse;  // 65536 / group_size + 1
   int32_t max_rows;       // sequences of more rows (q_len * group_size) are another launch's
@@ -49,7 +51,10 @@ struct DecodeVariant {
   int32_t head_dim;
   int32_t rows;  // of a tile
   int32_t blocks_per_sm;
-  int32_t stages;  // of each ring; fewer, but at least kMinStages, where memory is short
+  // Of each ring; fewer, but at least kMinStages, where memory is short; the most, where two blocks read
+  // the same keys.
+  int32_t stages;
+  int32_t most_stages;
   size_t (*smem)(int stages, bool copy_engine);
   const char* name;
   cudaError_t (*launch)(const DecodeArgs& args, cudaStream_t stream);

@@ -162,7 +162,8 @@ struct Division {
     if (sequences == 0 || sequences > teams) return;
     const int32_t whole = sequences == 1 ? teams : teams / sequences;  // teams for each sequence
     const int32_t share = (longest + whole - 1) / whole;
-    if (share > fair + fair / 8) return;
+    // To go from one sequence to the next takes as long as two rounds.
+    if (share > fair + max_i32(2, static_cast<int32_t>(fair / 8))) return;
     rounds_per_unit = share;
     units_per_team = 1;
   }

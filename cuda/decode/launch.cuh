@@ -59,6 +59,7 @@ constexpr DecodeVariant variant(const char* name) {
   return {kHeadDim,
           T::kRows,
           T::kBlocksPerSm,
+          T::kUsualStages,
           T::kStages,
           smem_bytes<Element, kHeadDim, kGroups>,
           name,

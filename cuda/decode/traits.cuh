@@ -26,13 +26,15 @@ struct Traits {
   using Tile = std::conditional_t<kTma, TmaTile<Element, kSlabKeys, kHeadDim>,
                                   SwizzledTile<Element, kSlabKeys, kHeadDim>>;
   // Two blocks share a multiprocessor, and no third, whose place blocks of the next launch would take
-  // unevenly; one, where two stages are the least, or registers. More than 64 KB in flight for each of
-  // them bring nothing, but for 256 threads.
+  // unevenly; one, where two stages are the least, or registers.
   static constexpr int kBlocksPerSm = kHeadDim == 256 || kHeadDim * kGroups > 256 ? 1 : 2;
   static constexpr size_t kLeastSmem = kBlocksPerSm == 2 ? 78 * 1024 : 0;
-  static constexpr int kStages =
-      (kTma && kGroups == 1 && kHeadDim <= 128 ? 64 : 192 / kBlocksPerSm) * 1024 /
-      (2 * kKeyWarps * static_cast<int>(sizeof(Tile)));
+  static constexpr int stages_of(int kilobytes) {
+    return kilobytes * 1024 / (2 * kKeyWarps * static_cast<int>(sizeof(Tile)));
+  }
+  static constexpr int kStages = stages_of(192 / kBlocksPerSm);
+  // More than 64 KB in flight bring nothing, but where two blocks read the same keys.
+  static constexpr int kUsualStages = kTma && kHeadDim <= 128 ? stages_of(64) : kStages;
   static_assert(kGroups == 1 || kTma);
 };
 
@@ -71,6 +73,7 @@ struct SharedStorage {
   Lengths seen[T::kTma ? kMostGuessed : 1];  // written by a thread for each sequence
   Division division;                         // by the first warp, for the block
   Progress progress;
+  bool counted;  // among the blocks that have asked for their last keys
   // Of what is read before the launches in front are done:
   int32_t ignored_fault;                 // in lengths, reported once they are confirmed
   int32_t ignored_page_fault;            // in page ids, which are looked at again

@@ -66,7 +66,7 @@ template <class Traits>
 bool may_divide(const AttentionParams& params, const Schedule& schedule,
                 const DeviceTraits& device) {
   if (!Traits::kConfig.divides || params.fixed_split > 0 || schedule.total_tiles <= 0) return false;
-  if (kDrawCounters + device.num_sms * Traits::kConsumers > kNumCounters) return false;
+  if (kDrawCounters + device.num_sms * Traits::kConsumers > kDecodeCounter) return false;
   const BatchView& batch = params.batch;
   const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
   const int32_t max_kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;

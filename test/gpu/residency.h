@@ -1,7 +1,7 @@
 // Blocks of a decode launch wait for each other, so that all of them must become resident, whatever ran on the
 // multiprocessors before or runs there meanwhile. A multiprocessor changes how its memory is divided between L1 and
 // shared only while it is idle (cuda/dependent_launch.cuh): here kernels leave every division behind, or keep it, and
-// decode launches of two blocks a multiprocessor follow, which must end.
+// decode launches of two blocks a multiprocessor follow, and of one that lingers, which must end.
 #pragma once
 
 #include <chrono>
@@ -28,7 +28,8 @@ class Residency {
  public:
   explicit Residency(const cuda::DeviceTraits& device)
       : narrow_(Shape{24, 32, 8, 128, 1, 2048, 0, 0}, device),
-        wide_(Shape{100, 64, 2, 128, 1, 512, 0, 0}, device) {
+        wide_(Shape{100, 64, 2, 128, 1, 512, 0, 0}, device),
+        lingering_(Shape{12, 32, 8, 128, 1, 2048, 0, 0}, device) {
     for (cudaStream_t* stream : {&stream_, &other_})
       check(cudaStreamCreateWithFlags(stream, cudaStreamNonBlocking), "stream");
     check(cudaFuncSetAttribute(busy_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -47,13 +48,14 @@ class Residency {
       for (const int kb : {0, 1, 16, 40, 60, 100, kMostKb})
         for (const int blocks : {20, 66, 131, 132, 264, 600})
           for (int chain = 0; chain < 3; ++chain, ++chains) {
-            // Either behind every number of blocks, in every chain: of these there are 18.
-            const bool narrow = chains / 18 % 2 == 0;
+            // Each behind every number of blocks, in every chain: of these there are 18.
+            TimedCall& decode = chains / 18 % 3 == 0   ? narrow_
+                                : chains / 18 % 3 == 1 ? wide_
+                                                       : lingering_;
             check(cudaFuncSetAttribute(busy_kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
                                        carveout),
                   "carveout");
-            enqueue(static_cast<Before>(chain), blocks, static_cast<size_t>(kb) << 10,
-                    narrow ? narrow_ : wide_);
+            enqueue(static_cast<Before>(chain), blocks, static_cast<size_t>(kb) << 10, decode);
             if (ended()) continue;
             std::printf("FAIL chain %d behind %d blocks of %d KB, carveout %d %%: decode hangs\n",
                         chain, blocks, kb, carveout);
@@ -108,6 +110,7 @@ class Residency {
   }
 
   TimedCall narrow_, wide_;  // of more sequences than there is one block a multiprocessor for
+  TimedCall lingering_;      // of fewer, in one block each, which stay until all are nearly done
   cudaStream_t stream_ = nullptr, other_ = nullptr;
 };
 

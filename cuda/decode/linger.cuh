@@ -1,0 +1,59 @@
+// Why a block that is done stays for a while: so that the next launch is spread evenly.
+//
+// Where each block has a multiprocessor to itself, those of the next launch take their places beside them,
+// once every block has asked for its last keys. A multiprocessor whose block has ended by then has room
+// for two, and takes two. It does not remain a matter of a few: an H100's multiprocessors seem to share the
+// memory's rate by halves. The half that has fewer blocks of a launch serves them faster, ends early, and
+// is given more of the next launch, whose slower half it then is. With up to 77 blocks of 128 on one of
+// them, launches took 3 to 10 % longer (docs/decode.md). So who ends early stays until all have asked.
+//
+// Nobody can end early where many blocks share a sequence, and wait for each other's parts. Nothing but
+// time depends on it: waiting has a bound.
+#pragma once
+
+#include "traits.cuh"
+
+namespace flash_gqa::cuda::decode {
+
+// Counts blocks, and wraps to zero with the last of a launch.
+template <class T>
+__device__ __forceinline__ void asked_for_last_keys(SharedStorage<T>& shared,
+                                                    const DecodeArgs& args) {
+  if (args.asked == nullptr || threadIdx.x != 0 || shared.counted) return;
+  shared.counted = true;
+  asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(args.asked),
+               "r"(gridDim.x * gridDim.y - 1)
+               : "memory");
+}
+
+// The question is asked before the block finishes its rows, and the answer looked at behind that: for most
+// blocks it is there by then, and all have asked.
+class Lingering {
+ public:
+  template <class T>
+  __device__ __forceinline__ Lingering(SharedStorage<T>& shared, const DecodeArgs& args) {
+    asked_for_last_keys(shared, args);
+    if (args.asked != nullptr && threadIdx.x == 0) missing_ = look(args);
+  }
+  __device__ __forceinline__ void linger(const DecodeArgs& args) {
+#pragma unroll 1
+    for (int i = 0; missing_ != 0 && i < kMostLooks; ++i) {
+      __nanosleep(kPauseNs);
+      missing_ = look(args);
+    }
+  }
+
+ private:
+  static constexpr int kPauseNs = 200;
+  static constexpr int kMostLooks = 1 << 16;  // some 50 ms
+
+  uint32_t missing_ = 0;
+
+  __device__ static uint32_t look(const DecodeArgs& args) {
+    uint32_t x;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(args.asked) : "memory");
+    return x;
+  }
+};
+
+}  // namespace flash_gqa::cuda::decode
