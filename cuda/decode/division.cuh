@@ -159,7 +159,15 @@ struct Division {
                                             : (total + teams - 1) / teams;
     rounds_per_unit = 1;
     units_per_team = max_i32(1, static_cast<int32_t>(fair));
-    if (sequences == 0 || sequences > teams) return;
+    if (sequences == 0) return;
+    if (sequences > teams) {
+      // Whole sequences for each team, where they are alike and nearly all teams then have some.
+      const int32_t each = (sequences + teams - 1) / teams;
+      const int32_t used = (sequences + each - 1) / each;
+      if (total == static_cast<int64_t>(longest) * sequences && used >= teams - teams / 16)
+        units_per_team = each * longest;
+      return;
+    }
     const int32_t whole = sequences == 1 ? teams : teams / sequences;  // teams for each sequence
     const int32_t share = (longest + whole - 1) / whole;
     // To go from one sequence to the next takes as long as two rounds.
