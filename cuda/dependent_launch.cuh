@@ -1,8 +1,8 @@
 // Programmatic dependent launch (sm_90 and later): a kernel may be set up, and its blocks may become resident, while
 // the one before it still runs. Nothing else changes: the kernel begins with begin_dependent(), before it touches any
 // memory, and so sees all that the kernels before it wrote. Each of them has waited likewise, so "before" reaches back
-// to the beginning of the stream. Only decode/ and sm90/ do something before they wait: decode/ reads lengths and page
-// ids, which it reads again behind the wait.
+// to the beginning of the stream. Only decode/ and sm90/ do something before they wait: they read lengths and page
+// ids, which they read again behind it.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -32,7 +32,7 @@ __device__ __forceinline__ bool triggers_late(const DecodeArgs& args) {
 template <class T>
 __device__ __forceinline__ void make_room(SharedStorage<T>& shared, const DecodeArgs& args) {
   allow_dependents();
-  asked_for_last_keys(shared, args);
+  count_as_nearly_done(shared, args);
 }
 
 template <class T>
@@ -138,7 +138,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     math.multiply_pv(o, s, slab.v, scratch);
     ring.release();
     ring.ask(stage);
-    if (triggers_late<T>(args) && ring.next >= ring.end) make_room(shared, args);
+    if (triggers_late<T>(args) && ring.has_just_ended()) make_room(shared, args);
     if (++stage == stages) stage = 0;
   }
   reduce_sums<Math>(state);
@@ -213,7 +213,7 @@ template <class T>
 __device__ __forceinline__ void init_shared(SharedStorage<T>& shared, const DecodeArgs& args) {
   if (threadIdx.x == 0) {
     shared.ignored_fault = 0;
-    shared.counted = false;
+    shared.lingering = kNoLingering;
   }
   if constexpr (T::kTma) {
     const int lane = threadIdx.x % 32;
@@ -262,7 +262,10 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
     if (threadIdx.x < 32) {
       const Division found(args, team, guessed ? shared.seen : nullptr,
                            guessed ? &shared.ignored_fault : args.params.fault);
-      if (threadIdx.x == 0) shared.division = found;
+      if (threadIdx.x == 0) {
+        shared.division = found;
+        plan_to_linger(shared, args, found);
+      }
     }
     __syncthreads();
     Division division = shared.division;

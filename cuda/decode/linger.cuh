@@ -7,20 +7,32 @@
 // is given more of the next launch, whose slower half it then is. With up to 77 blocks of 128 on one of
 // them, launches took 3 to 10 % longer (docs/decode.md). So who ends early stays until all have asked.
 //
-// Nobody can end early where many blocks share a sequence, and wait for each other's parts. Nothing but
-// time depends on it: waiting has a bound.
+// Nobody can end early where many blocks share a sequence, and wait for each other's parts; and where shares
+// are short, there is little to gain. Nothing but time depends on it: waiting has a bound.
 #pragma once
 
 #include "traits.cuh"
 
 namespace flash_gqa::cuda::decode {
 
+constexpr int32_t kLongShare = 12;  // rounds
+
+// For thread 0, when it knows the division, or knows it better. It is the same for all blocks: they all
+// count, or none does.
+template <class T>
+__device__ __forceinline__ void plan_to_linger(SharedStorage<T>& shared, const DecodeArgs& args,
+                                               const Division& division) {
+  if (args.asked == nullptr || shared.lingering == kCounted) return;
+  const bool is_long = division.rounds_per_unit * division.units_per_team >= kLongShare;
+  shared.lingering = is_long ? kWillCount : kNoLingering;
+}
+
 // Counts blocks, and wraps to zero with the last of a launch.
 template <class T>
-__device__ __forceinline__ void asked_for_last_keys(SharedStorage<T>& shared,
-                                                    const DecodeArgs& args) {
-  if (args.asked == nullptr || threadIdx.x != 0 || shared.counted) return;
-  shared.counted = true;
+__device__ __forceinline__ void count_as_nearly_done(SharedStorage<T>& shared,
+                                                     const DecodeArgs& args) {
+  if (args.asked == nullptr || threadIdx.x != 0 || shared.lingering != kWillCount) return;
+  shared.lingering = kCounted;
   asm volatile("red.relaxed.gpu.global.inc.u32 [%0], %1;" ::"l"(args.asked),
                "r"(gridDim.x * gridDim.y - 1)
                : "memory");
@@ -32,8 +44,9 @@ class Lingering {
  public:
   template <class T>
   __device__ __forceinline__ Lingering(SharedStorage<T>& shared, const DecodeArgs& args) {
-    asked_for_last_keys(shared, args);
-    if (args.asked != nullptr && threadIdx.x == 0) missing_ = look(args);
+    count_as_nearly_done(shared, args);
+    if (args.asked != nullptr && threadIdx.x == 0 && shared.lingering == kCounted)
+      missing_ = look(args);
   }
   __device__ __forceinline__ void linger(const DecodeArgs& args) {
 #pragma unroll 1

@@ -35,6 +35,8 @@ struct SlabWalk {
         next(first) {}
 
   __device__ bool paged() const { return params.kv.page_table != nullptr; }
+  // Whether the last slab has been asked for, and nothing since.
+  __device__ bool has_just_ended() const { return next >= end && next - stride < end; }
 
   // Of this lane's slab of the first 32, and of the 32 behind them.
   struct FirstPages {

@@ -62,6 +62,9 @@ struct Progress {
   int32_t crosses;  // 1: other blocks have parts of the pair at hand
 };
 
+// Whether a block that is done stays until all have asked for their last keys (linger.cuh).
+enum Linger : int32_t { kNoLingering, kWillCount, kCounted };
+
 template <class T>
 struct SharedStorage {
   SwizzledTile<typename T::Element, T::kTma ? T::kRows : 1, T::kHeadDim> queries;
@@ -73,7 +76,7 @@ struct SharedStorage {
   Lengths seen[T::kTma ? kMostGuessed : 1];  // written by a thread for each sequence
   Division division;                         // by the first warp, for the block
   Progress progress;
-  bool counted;  // among the blocks that have asked for their last keys
+  Linger lingering;
   // Of what is read before the launches in front are done:
   int32_t ignored_fault;                 // in lengths, reported once they are confirmed
   int32_t ignored_page_fault;            // in page ids, which are looked at again

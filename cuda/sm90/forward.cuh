@@ -1,5 +1,4 @@
-// The Hopper forward kernel: two producer warps feed consumer warpgroups through shared-memory
-// rings.
+// The Hopper forward kernel: producer warps feed consumer warpgroups through shared-memory rings.
 #pragma once
 
 #include "consumer.cuh"
@@ -18,6 +17,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (threadIdx.x == 0) {
     barrier_init(shared.work_wanted, 1);
+    barrier_init(shared.foreseen, 1);
+    barrier_init(shared.foresight_judged, kForeseers);
     for (int i = 0; i < Traits::kQStages; ++i) {
       barrier_init(shared.q_full[i], 1);
       barrier_init(shared.q_empty[i], 4 * Traits::kConsumers + 2);  // one arrival a warp
@@ -46,6 +47,8 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
       produce_values<Traits>(shared, params, maps, schedule);
     } else if (warp == 2) {
       produce_work<Traits>(shared, params, schedule);
+    } else {
+      foresee<Traits>(shared, params, schedule);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Traits::kConfig.consumer_registers));

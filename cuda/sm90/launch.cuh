@@ -95,6 +95,9 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, void* worksp
     blocks = device.num_sms;
     schedule.parts = static_cast<float4*>(workspace);
   }
+  // A block's first work is that of its own index, unless blocks start with shares.
+  schedule.reads_lengths = reads_lengths(params);
+  schedule.foresees = schedule.reads_lengths && !schedule.ragged && schedule.total_tiles >= blocks;
 
   TensorMaps maps;
   if (!encode_q_map(params, schedule.group_size, schedule.tokens_per_tile, maps.q) ||

@@ -4,6 +4,7 @@
 
 #include "../dependent_launch.cuh"
 #include "../tensor_map.h"
+#include "foresight.cuh"
 #include "kv_loader.cuh"
 #include "rest.cuh"
 #include "schedule.cuh"
@@ -17,30 +18,6 @@ struct TensorMaps {
   KvMaps kv;
 };
 
-__device__ __forceinline__ bool reads_lengths(const AttentionParams& params) {
-  const BatchView& batch = params.batch;
-  return batch.cu_seqlens_q != nullptr || batch.cu_seqlens_k != nullptr ||
-         batch.kv_lens != nullptr || params.kv.table_row != nullptr ||
-         params.prefix_lens != nullptr;
-}
-
-// Whether a block's first work is foreseen, before the launches in front are done: where it depends on
-// lengths that they might write, and on nothing else. Warp 2 works out what it would be; the loading
-// warps look its first pages up; behind the wait each reads its words again, and if any of them has
-// changed, all that was foreseen is forgotten.
-__device__ __forceinline__ bool foresees(const AttentionParams& params, const Schedule& schedule) {
-  return reads_lengths(params) && !schedule.ragged &&
-         schedule.total_tiles >= static_cast<int32_t>(gridDim.x);
-}
-// Warp 2 has said what it foresees.
-__device__ __forceinline__ void share_foresight() {
-  ptx::named_barrier_sync(kForesightBarrier, 96);
-}
-// One verdict for the three warps.
-__device__ __forceinline__ bool confirm_foresight(bool right) {
-  return ptx::named_barrier_and(kForesightBarrier, 96, right);
-}
-
 // The work of a block: whole tiles, then its shares of the rest. For one whole warp.
 template <class Traits>
 struct WorkStream {
@@ -48,7 +25,7 @@ struct WorkStream {
   const AttentionParams& params;
   const Schedule& schedule;
   const int32_t blocks = gridDim.x;
-  Rest& rest;             // in shared memory, where all lanes write the same: registers are few
+  Rest rest;
   bool decided = true;    // whether the rest is divided
   int32_t index = -1;     // drawn last
   int32_t rest_tile = 0;  // where a share goes on, down to
@@ -57,9 +34,8 @@ struct WorkStream {
 
   __device__ __forceinline__ WorkStream(typename Traits::SharedStorage& s, const AttentionParams& p,
                                         const Schedule& c)
-      : shared(s), params(p), schedule(c), rest(s.rest) {
-    rest = Rest();
-    if (reads_lengths(params)) wait_for_prerequisites();
+      : shared(s), params(p), schedule(c) {
+    if (schedule.reads_lengths) wait_for_prerequisites();
     if (schedule.parts == nullptr) return;
     rest = Rest(count_tiles(params, schedule), blocks);
     decided = false;
@@ -137,24 +113,6 @@ struct WorkStream {
   }
 };
 
-// For whole warp 2: says what the block's first work will be. True: it is.
-template <class Traits>
-__device__ __forceinline__ bool foresee(typename Traits::SharedStorage& shared,
-                                        const AttentionParams& params, const Schedule& schedule) {
-  if (threadIdx.x % 32 == 0) shared.ignored_fault = 0;
-  __syncwarp();
-  WorkTile work{};
-  const int32_t b = find_tile(params, schedule, blockIdx.x, work);
-  const Lengths lengths(params, b);
-  measure_tile<Traits::kTileKv>(params, schedule, b, lengths, &shared.ignored_fault, work);
-  write_work<Traits::kTileKv, Traits::kConfig.skips>(shared.work[0], params, schedule, work, false);
-  share_foresight();
-  // What has nothing to do, or something to report, takes the usual way.
-  const bool usable = work.tokens > 0 && shared.ignored_fault == 0;
-  wait_for_prerequisites();
-  return confirm_foresight(usable && Lengths(params, b) == lengths);
-}
-
 // Warp 2: draws work, and says what it is, in the queue of Q's slots. Not before it is wanted: who
 // draws early may get what another block, done earlier, should have had.
 template <class Traits>
@@ -163,10 +121,9 @@ __device__ __forceinline__ void produce_work(typename Traits::SharedStorage& sha
                                              const Schedule& schedule) {
   const int lane = threadIdx.x % 32;
   RingIndex<Traits::kQStages> q;
-  const bool foreseen = foresees(params, schedule) && foresee<Traits>(shared, params, schedule);
+  const bool foreseen = schedule.foresees && foreseen_rightly<Traits>(shared);
   WorkStream<Traits> stream(shared, params, schedule);
   if (foreseen) {
-    if (lane == 0) barrier_arrive(shared.work_full[q.slot]);
     stream.skip_first();
     q.advance();
   }
@@ -199,21 +156,21 @@ struct LoadingWarp {
   bool foreseen = false;  // the work at hand was, and
   int32_t entry = 0;      // so was this lane's first entry of the page table
 
-  // Behind it the launches in front are done.
+  // who: 0 loads keys, 1 values. Behind it the launches in front are done.
   __device__ __forceinline__ LoadingWarp(typename Traits::SharedStorage& s,
-                                         const AttentionParams& p, const Schedule& c)
+                                         const AttentionParams& p, const Schedule& c, int who)
       : shared(s), params(p), schedule(c) {
-    if (!foresees(params, schedule)) {
+    if (!schedule.foresees) {
       wait_for_prerequisites();
       return;
     }
-    share_foresight();
+    barrier_wait(shared.foreseen, 0);
     const WorkTile work = load_uniform(shared.work[0].tile);
     const KvSource source = source_of(work);
     const Loader loader{source, work, schedule.split};
     entry = loader.first_entry();
     wait_for_prerequisites();
-    foreseen = confirm_foresight(loader.first_entry() == entry);
+    foreseen = judge_foresight<Traits>(shared, who, loader.first_entry() == entry);
   }
 
   // False: there is no more.
@@ -256,7 +213,7 @@ __device__ __forceinline__ void produce_keys(typename Traits::SharedStorage& sha
   const int lane = threadIdx.x % 32;
   prefetch_map(maps.q);
   prefetch_map(maps.kv.k);
-  LoadingWarp<Traits> warp(shared, params, schedule);
+  LoadingWarp<Traits> warp(shared, params, schedule, 0);
   RingIndex<Traits::kKStages> k;
   for (;;) {
     WorkTile work;
@@ -294,7 +251,7 @@ __device__ __forceinline__ void produce_values(typename Traits::SharedStorage& s
                                                const AttentionParams& params,
                                                const TensorMaps& maps, const Schedule& schedule) {
   prefetch_map(maps.kv.v);
-  LoadingWarp<Traits> warp(shared, params, schedule);
+  LoadingWarp<Traits> warp(shared, params, schedule, 1);
   RingIndex<Traits::kVStages> v;
   for (;;) {
     WorkTile work;

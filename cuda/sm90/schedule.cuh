@@ -47,6 +47,8 @@ struct Schedule {
   int32_t tokens_per_tile;  // query tokens of one tile: kTileQ / group_size
   int32_t tiles_per_head;   // ceil(max_q_len / tokens_per_tile)
   bool ragged;              // sequences have tiles of their own number
+  bool reads_lengths;       // they lie on the device, where launches in front might write them
+  bool foresees;            // foresight.cuh
   Divisor section_tiles;    // not ragged
   Divisor section_heads;    // (sequence, KV head) pairs whose K and V fit in the L2 together
   Divisor last_section_heads;

@@ -5,7 +5,6 @@
 #include <cstdint>
 
 #include "kv_loader.cuh"
-#include "rest.cuh"
 
 namespace flash_gqa::cuda::sm90 {
 
@@ -47,7 +46,8 @@ constexpr TileConfig tile_config(int head_dim) {
 // Named hardware barriers. 0 is __syncthreads.
 constexpr int kTurnBarrier = 1;       // + warpgroup: its turn at the tensor cores
 constexpr int kWarpgroupBarrier = 5;  // + warpgroup: its own 128 threads
-constexpr int kForesightBarrier = 8;  // the three producer warps
+
+constexpr int kForeseers = 3;  // warps that read words ahead (foresight.cuh)
 
 template <typename T_, int kHeadDim_>
 struct Traits {
@@ -78,8 +78,11 @@ struct Traits {
     Barrier work_wanted;
     Barrier work_full[kQStages];
     SharedWork<kConsumers> work[kQStages];  // whose Q is in this stage
-    Rest rest;
-    int32_t ignored_fault;  // of lengths that were foreseen: it is found again behind the wait
+    // The first work, as far as it is foreseen (foresight.cuh).
+    Barrier foreseen;
+    Barrier foresight_judged;
+    bool unchanged[kForeseers];
+    int32_t ignored_fault;
   };
   static constexpr size_t kSharedBytes = sizeof(SharedStorage);
   static_assert(kSharedBytes <= 227 * 1024);

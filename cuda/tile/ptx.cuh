@@ -119,18 +119,5 @@ __device__ __forceinline__ void named_barrier_sync(int barrier, int threads) {
 __device__ __forceinline__ void named_barrier_arrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
-// Whether all of them say yes.
-__device__ __forceinline__ bool named_barrier_and(int barrier, int threads, bool yes) {
-  uint32_t all;
-  asm volatile(
-      "{\n.reg .pred p;\n"
-      "setp.ne.u32 p, %3, 0;\n"
-      "bar.red.and.pred p, %1, %2, p;\n"
-      "selp.u32 %0, 1, 0, p;\n}\n"
-      : "=r"(all)
-      : "r"(barrier), "r"(threads), "r"(static_cast<uint32_t>(yes))
-      : "memory");
-  return all != 0;
-}
 
 }  // namespace flash_gqa::cuda::ptx
