@@ -147,8 +147,8 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
                  const decode::DecodeFamily& family, int32_t max_rows, int32_t rows) {
   // Few heads are ready sooner in two narrow tiles; many read their keys once in a wide one.
   const int64_t heads = static_cast<int64_t>(params.batch.batch_size) * params.num_kv_heads;
-  const bool two_narrow = rows <= 2 * family.narrow.rows && heads < kManyHeads;
-  const bool wide = rows > family.narrow.rows && max_rows > 2 * family.narrow.rows && !two_narrow;
+  const bool few_heads = rows <= 2 * family.narrow.rows && heads < kManyHeads;
+  const bool wide = rows > family.narrow.rows && max_rows > 2 * family.narrow.rows && !few_heads;
   const decode::DecodeVariant& variant = wide ? family.wide : family.narrow;
   plan.decode = &variant;
   decode::DecodeArgs& args = plan.decode_args;
@@ -159,7 +159,7 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.max_rows = max_rows;
   args.rows = min_i32(rows, variant.rows);
   args.row_tiles = ceil_div(rows, variant.rows);
-  args.stages = two_narrow ? variant.most_stages : variant.stages;
+  args.stages = few_heads && args.row_tiles > 1 ? variant.most_stages : variant.stages;
   const auto smem = [&] { return variant.smem(args.stages, device.copy_engine); };
   while (args.stages > decode::kMinStages && smem() > device.max_smem) --args.stages;
   // All blocks must be resident together: they wait for each other's parts.
@@ -182,11 +182,12 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   const bool lone = params.batch.batch_size <= teams_alone && keeps_up;
   args.teams = lone ? teams_alone : most / args.team_blocks;
   if (args.team_blocks < columns) args.teams = 1;
-  // linger.cuh. Where there are many rows, the next launch takes its places at once, when all have one.
+  // linger.cuh. The rule of triggers_late(): where there are many rows, the next launch takes its places at
+  // once, when every multiprocessor has one.
   const bool late = device.copy_engine && !wide && args.row_tiles == 1;
   if (lone && per_sm > 1 && late && args.teams < kManyParts * params.batch.batch_size &&
       device.counters != nullptr)
-    args.asked = reinterpret_cast<uint32_t*>(device.counters + kDecodeCounter);
+    args.triggered = reinterpret_cast<uint32_t*>(device.counters + kDecodeCounter);
   args.part_o = static_cast<float4*>(device.merge_places);
   args.part_state =
       reinterpret_cast<float2*>(args.part_o + 2 * places * args.teams * args.team_blocks);

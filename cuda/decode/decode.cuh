@@ -32,7 +32,7 @@ __device__ __forceinline__ bool triggers_late(const DecodeArgs& args) {
 template <class T>
 __device__ __forceinline__ void make_room(SharedStorage<T>& shared, const DecodeArgs& args) {
   allow_dependents();
-  count_as_nearly_done(shared, args);
+  count_as_triggered(shared, args);
 }
 
 template <class T>

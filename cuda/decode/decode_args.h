@@ -25,8 +25,8 @@ struct DecodeArgs {
   float2*
       part_state;  // [2 * blocks, rows, head_dim / 8] their (max, sum); every word is 0xffffffff
                    // between launches
-  // How many blocks have asked for their last keys, or null: nobody waits for that (linger.cuh).
-  uint32_t* asked;
+  // How many blocks have let the next launch in, or null: nobody waits for that (linger.cuh).
+  uint32_t* triggered;
   int32_t group_size;
   int32_t group_inverse;  // 65536 / group_size + 1
   int32_t max_rows;       // sequences of more rows (q_len * group_size) are another launch's

@@ -164,14 +164,16 @@ struct Division {
       // Whole sequences for each team, where they are alike and nearly all teams then have some.
       const int32_t each = (sequences + teams - 1) / teams;
       const int32_t used = (sequences + each - 1) / each;
-      if (total == static_cast<int64_t>(longest) * sequences && used >= teams - teams / 16)
+      if (total == static_cast<int64_t>(longest) * sequences && total < 0x7fff0000 &&
+          used >= teams - teams / 16)
         units_per_team = each * longest;
       return;
     }
     const int32_t whole = sequences == 1 ? teams : teams / sequences;  // teams for each sequence
     const int32_t share = (longest + whole - 1) / whole;
-    // To go from one sequence to the next takes as long as two rounds.
-    if (share > fair + max_i32(2, static_cast<int32_t>(fair / 8))) return;
+    // To go from one sequence to the next takes as long as two rounds; who has one round does not.
+    const int32_t slack = fair > 1 ? max_i32(2, static_cast<int32_t>(fair / 8)) : 0;
+    if (share > fair + slack) return;
     rounds_per_unit = share;
     units_per_team = 1;
   }

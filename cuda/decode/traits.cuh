@@ -62,7 +62,7 @@ struct Progress {
   int32_t crosses;  // 1: other blocks have parts of the pair at hand
 };
 
-// Whether a block that is done stays until all have asked for their last keys (linger.cuh).
+// Whether a block that is done stays until all have let the next launch in (linger.cuh).
 enum Linger : int32_t { kNoLingering, kWillCount, kCounted };
 
 template <class T>

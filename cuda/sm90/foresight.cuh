@@ -55,7 +55,7 @@ __device__ __forceinline__ void foresee(typename Traits::SharedStorage& shared,
   const Lengths lengths(params, b);
   measure_tile<Traits::kTileKv>(params, schedule, b, lengths, &shared.ignored_fault, work);
   write_work<Traits::kTileKv, Traits::kConfig.skips>(shared.work[0], params, schedule, work, false);
-  if (leads) barrier_arrive(shared.foreseen);
+  if (leads) barrier_arrive(shared.guess_written);
   // What has nothing to do, or something to report, takes the usual way.
   const bool usable = work.tokens > 0 && shared.ignored_fault == 0;
   wait_for_prerequisites();

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(Traits::kThreads, 1)
 
   if (threadIdx.x == 0) {
     barrier_init(shared.work_wanted, 1);
-    barrier_init(shared.foreseen, 1);
+    barrier_init(shared.guess_written, 1);
     barrier_init(shared.foresight_judged, kForeseers);
     for (int i = 0; i < Traits::kQStages; ++i) {
       barrier_init(shared.q_full[i], 1);

@@ -95,8 +95,8 @@ cudaError_t launch(const AttentionParams& params, int32_t min_rows, void* worksp
     blocks = device.num_sms;
     schedule.parts = static_cast<float4*>(workspace);
   }
-  // A block's first work is that of its own index, unless blocks start with shares.
   schedule.reads_lengths = reads_lengths(params);
+  // Only where blocks start with the tile of their own index: WorkStream::draw().
   schedule.foresees = schedule.reads_lengths && !schedule.ragged && schedule.total_tiles >= blocks;
 
   TensorMaps maps;

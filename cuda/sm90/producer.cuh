@@ -42,7 +42,7 @@ struct WorkStream {
   }
 
   // Blocks start with the tile of their own index, unless they start with shares, which must be
-  // drawn in order.
+  // drawn in order. Only such a tile is foreseen (launch.cuh).
   __device__ __forceinline__ void draw() {
     const int32_t given = rest.first < blocks ? 0 : blocks;
     if (index < 0 && given > 0) {
@@ -66,7 +66,7 @@ struct WorkStream {
     return true;
   }
 
-  // The first work was foreseen, and need not be drawn.
+  // As if next() had found the block's own tile, which was foreseen.
   __device__ __forceinline__ void skip_first() {
     index = blockIdx.x;
     wanted ^= 1;
@@ -121,9 +121,9 @@ __device__ __forceinline__ void produce_work(typename Traits::SharedStorage& sha
                                              const Schedule& schedule) {
   const int lane = threadIdx.x % 32;
   RingIndex<Traits::kQStages> q;
-  const bool foreseen = schedule.foresees && foreseen_rightly<Traits>(shared);
+  const bool known = schedule.foresees && foreseen_rightly<Traits>(shared);
   WorkStream<Traits> stream(shared, params, schedule);
-  if (foreseen) {
+  if (known) {
     stream.skip_first();
     q.advance();
   }
@@ -153,8 +153,8 @@ struct LoadingWarp {
   const AttentionParams& params;
   const Schedule& schedule;
   RingIndex<Traits::kQStages> q;
-  bool foreseen = false;  // the work at hand was, and
-  int32_t entry = 0;      // so was this lane's first entry of the page table
+  int32_t entry = 0;  // of the page table, for this lane's first box
+  bool entry_known = false;
 
   // who: 0 loads keys, 1 values. Behind it the launches in front are done.
   __device__ __forceinline__ LoadingWarp(typename Traits::SharedStorage& s,
@@ -164,13 +164,13 @@ struct LoadingWarp {
       wait_for_prerequisites();
       return;
     }
-    barrier_wait(shared.foreseen, 0);
+    barrier_wait(shared.guess_written, 0);
     const WorkTile work = load_uniform(shared.work[0].tile);
     const KvSource source = source_of(work);
     const Loader loader{source, work, schedule.split};
     entry = loader.first_entry();
     wait_for_prerequisites();
-    foreseen = judge_foresight<Traits>(shared, who, loader.first_entry() == entry);
+    entry_known = judge_foresight<Traits>(shared, who, loader.first_entry() == entry);
   }
 
   // False: there is no more.
@@ -191,8 +191,8 @@ struct LoadingWarp {
                                        const Loaded& loaded) {
     const KvSource source = source_of(work);
     const Loader loader{source, work, schedule.split};
-    if (!foreseen) entry = loader.first_entry();
-    foreseen = false;
+    if (!entry_known) entry = loader.first_entry();
+    entry_known = false;
     loader.load(dst, map, full, empty, ring, entry, loaded);
     q.advance();
   }

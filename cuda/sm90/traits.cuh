@@ -79,7 +79,7 @@ struct Traits {
     Barrier work_full[kQStages];
     SharedWork<kConsumers> work[kQStages];  // whose Q is in this stage
     // The first work, as far as it is foreseen (foresight.cuh).
-    Barrier foreseen;
+    Barrier guess_written;
     Barrier foresight_judged;
     bool unchanged[kForeseers];
     int32_t ignored_fault;

@@ -139,6 +139,30 @@ inline void make_many_heads(Program& p, Random& random) {
   if (p.bad_page >= 0) p.bad_page = std::min(p.bad_page, (p.kv_lens[0] - 1) / p.page_size);
 }
 
+// Single queries against shares so long, of sequences that so few blocks share, that blocks which are done
+// stay for the others (cuda/decode/linger.cuh).
+inline void make_lingering(Program& p, Random& random) {
+  p.dtype = random.chance(50) ? DType::kFloat16 : DType::kBFloat16;
+  p.num_kv_heads = random.range(1, 2);
+  p.group_size = random.pick<int>({1, 2, 4, 16});
+  p.sink_logits.resize(p.sink_logits.empty() ? 0 : p.num_q_heads(), 0.5f);
+  p.fixed_split = 0;
+  p.prefix_lens.clear();
+  if (random.chance(70)) p.window = 0;
+  // So that one block on each multiprocessor keeps up with the memory.
+  p.head_dim = random.pick<int>({128, 128, 192});
+  p.num_sms = random.pick<int>({4, 6, 8, 12});
+  const int teams = p.num_sms / p.num_kv_heads;
+  const int batch = random.range(teams / 8 + 1, teams);
+  const int keys = random.range(800, 1200) * teams / batch;
+  const bool alike = random.chance(50);
+  p.q_lens.assign(batch, 1);
+  p.kv_lens.assign(batch, keys);
+  for (int b = 0; b < batch && !alike; ++b)
+    p.kv_lens[b] = random.chance(80) ? random.range(keys / 2, 3 * keys / 2) : random.range(0, 100);
+  if (p.bad_page >= 0) p.bad_page = p.kv_lens[0] > 0 ? 0 : -1;
+}
+
 inline Program random_program(Random& random) {
   Program p;
   p.dtype = static_cast<DType>(random.range(0, 2));
@@ -207,6 +231,8 @@ inline Program random_program(Random& random) {
     make_many(p, random);
   } else if (random.chance(6)) {
     make_many_heads(p, random);
+  } else if (random.chance(6)) {
+    make_lingering(p, random);
   }
   return p;
 }

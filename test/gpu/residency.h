@@ -27,7 +27,8 @@ __global__ void busy_dependent_kernel(long long cycles) {
 class Residency {
  public:
   explicit Residency(const cuda::DeviceTraits& device)
-      : narrow_(Shape{24, 32, 8, 128, 1, 2048, 0, 0}, device),
+      : counters_(device.counters),
+        narrow_(Shape{24, 32, 8, 128, 1, 2048, 0, 0}, device),
         wide_(Shape{100, 64, 2, 128, 1, 512, 0, 0}, device),
         lingering_(Shape{12, 32, 8, 128, 1, 2048, 0, 0}, device) {
     for (cudaStream_t* stream : {&stream_, &other_})
@@ -62,6 +63,12 @@ class Residency {
             std::fflush(stdout);
             std::_Exit(1);  // nothing else ends a kernel
           }
+    std::vector<int32_t> counters(cuda::kNumCounters);
+    check(cudaMemcpy(counters.data(), counters_, counters.size() * sizeof(int32_t),
+                     cudaMemcpyDeviceToHost),
+          "counters");
+    for (const int32_t counter : counters)
+      if (counter != 0) check(cudaErrorUnknown, "the counters are not as they were");
     std::printf("PASS: decode ended in %d chains of launches\n", chains);
   }
 
@@ -109,8 +116,9 @@ class Residency {
     return true;
   }
 
+  const int32_t* counters_;
   TimedCall narrow_, wide_;  // of more sequences than there is one block a multiprocessor for
-  TimedCall lingering_;      // of fewer, in one block each, which stay until all are nearly done
+  TimedCall lingering_;      // of fewer: their blocks stay until all have let the next launch in
   cudaStream_t stream_ = nullptr, other_ = nullptr;
 };
 
