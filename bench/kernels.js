@@ -4,7 +4,7 @@
 
 const { kernelRows, plainRow } = require("./cases");
 const { KernelCall } = require("./kernel-call");
-const { KernelTimer, median, result, rounds } = require("./measure");
+const { KernelTimer, median, result, rounds, takeTurns } = require("./measure");
 
 /** PyTorch's SDPA has neither window nor pages, and the peers run on the GPU only. */
 const peersTake = ({ params }) => params.window === 0 && params.pageSize === 0;
@@ -42,14 +42,9 @@ async function* kernelResults(device, suite, noise, peers, ceilings, args) {
     if (plain !== null) own["flash-gqa-plain"] = await timed(device, noise, plain, seconds);
     const others = peers === null ? [] : await askPeers(peers, row, own["flash-gqa"], seconds);
     const times = new Map([...Object.keys(own), ...others].map((impl) => [impl, []]));
-    const turns = [...times.keys()].filter((impl) => impl !== "product");
-    const take = async (impl) =>
-      times.get(impl).push(await (own[impl]?.timer.round() ?? peers.measure(impl)));
-    for (let round = 0; round < count; round++) {
-      for (const impl of turns) await take(impl);
-      turns.reverse(); // so that nobody is always behind the same one
-    }
-    for (let round = 0; times.has("product") && round < count; round++) await take("product");
+    await takeTurns([...times.keys()], "product", count, async (impl) =>
+      times.get(impl).push(await (own[impl]?.timer.round() ?? peers.measure(impl))),
+    );
     if (peers !== null) await peers.ask({ do: "release" });
     for (const { call, timer } of Object.values(own)) {
       timer.dispose();

@@ -11,6 +11,19 @@ function median(values) {
   return sorted[Math.floor(sorted.length / 2)];
 }
 
+/**
+ * `count` rounds, there and back, so that nobody is always behind the same one; `last` comes behind them all.
+ * `take(impl)` times one turn.
+ */
+async function takeTurns(impls, last, count, take) {
+  const turns = impls.filter((impl) => impl !== last);
+  for (let round = 0; round < count; round++) {
+    for (const impl of turns) await take(impl);
+    turns.reverse();
+  }
+  for (let round = 0; impls.includes(last) && round < count; round++) await take(last);
+}
+
 /** Times a kernel row; `round()` gives microseconds per call. */
 class KernelTimer {
   #device;
@@ -86,4 +99,4 @@ function result(row, impl, us, readGbps, product) {
   return { ...rate, floor_us: work / product / 1e6, ceiling_tflops: product };
 }
 
-module.exports = { KernelTimer, median, result, rounds };
+module.exports = { KernelTimer, median, result, rounds, takeTurns };

@@ -83,19 +83,20 @@ export function checkOptions<T extends object>(
   return { ...value };
 }
 
-/** An integer in [min, max]. */
+/** An integer in [min, max]. `wayOut`: what else there is to do than to stay in it. */
 export function checkInt(
   operation: string,
   name: string,
   value: unknown,
   min: number = 0,
   max: number = INT32_MAX,
+  wayOut?: string,
 ): number {
   if (typeof value === "number" && Number.isInteger(value) && value >= min && value <= max) {
     return value === 0 ? 0 : value; // -0 is 0
   }
   const got = typeof value === "number" ? String(value) : `${show(value)} (${typeof value})`;
-  throw invalid(operation, `${name} expected an integer in [${min}, ${max}], got ${got}`);
+  throw invalid(operation, `${name} expected an integer in [${min}, ${max}], got ${got}`, wayOut);
 }
 
 /** A number that float32 can hold, in [min, max]. */
@@ -161,7 +162,7 @@ export function checkOneOf<T extends string>(
  */
 export function checkWindow(operation: string, name: string, value: unknown): number {
   if (value === undefined || value === Number.POSITIVE_INFINITY) return 0;
-  return checkInt(operation, name, value);
+  return checkInt(operation, name, value, 0, INT32_MAX, "0 or Infinity for no limit");
 }
 
 /**

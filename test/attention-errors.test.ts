@@ -97,7 +97,7 @@ const tensors: Row[] = [
 const options: Row[] = [
   ["an unknown option", withOptions({ windwo: 4 }), INVALID, "windwo", "window"],
   ["options that are an array", withOptions([]), INVALID, "options"],
-  ["a negative window", withOptions({ window: -1 }), INVALID, "window"],
+  ["a negative window", withOptions({ window: -1 }), INVALID, "window", "-1", "no limit"],
   ["a fractional window", withOptions({ window: 1.5 }), INVALID, "window"],
   ["a NaN window", withOptions({ window: NaN }), INVALID, "window"],
   ["a window beyond int32", withOptions({ window: 2 ** 31 }), INVALID, "window"],

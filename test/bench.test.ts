@@ -150,6 +150,19 @@ describe("the bench", () => {
     device.dispose();
   });
 
+  it("takes turns there and back, with the product behind them all", async () => {
+    const { takeTurns } = createRequire(bench)("./measure");
+    const taken: string[] = [];
+    const take = async (impl: string) => taken.push(impl);
+    await takeTurns(["ours", "product", "cudnn", "fa2"], "product", 3, take);
+    expect(taken.join(" ")).toBe(
+      "ours cudnn fa2 fa2 cudnn ours ours cudnn fa2 product product product",
+    );
+    taken.length = 0;
+    await takeTurns(["ours"], "product", 2, take);
+    expect(taken).toEqual(["ours", "ours"]);
+  });
+
   it("runs the suites and as many rows as asked for", async () => {
     const { record } = await quick("--suite", "cache,decode", "--rows", "1");
     expect(record.rows.map(({ suite }: Row) => suite)).toEqual(["cache", "decode"]);
