@@ -90,7 +90,7 @@ function main() {
   const isAttention = ({ name }) => /attention|decode|prefill/.test(name);
   console.log("# Registers, shared memory and spills of each kernel\n");
   console.log(
-    "Made by `scripts/kernel-table.js`; its first lines say how. Shared memory in bytes.",
+    "Made by `scripts/kernel-table.js`; its first lines say how. Shared memory in bytes; dynamic: the most of any launch.",
   );
   for (const [title, some] of [
     ["Attention", all.filter(isAttention)],

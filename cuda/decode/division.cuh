@@ -12,7 +12,8 @@
 //
 // Few sequences: a unit is a whole team's share, and no team meets two sequences. Many sequences,
 // or lengths that differ a lot: a unit is one round, and every team takes the same number of them,
-// wherever sequences begin and end.
+// wherever sequences begin and end; or whole sequences, where they are alike. A few rounds more are
+// better than going from one sequence to the next.
 #pragma once
 
 #include "../lengths.cuh"

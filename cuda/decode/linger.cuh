@@ -3,10 +3,10 @@
 // Where each block has a multiprocessor to itself, those of the next launch take their places beside them,
 // once every block has let them in: when it has asked for its last keys, or the last of its first piece.
 // A multiprocessor whose block has ended by then has room for two, and takes two. It does not remain a
-// matter of a few: an H100's multiprocessors seem to share the memory's rate by halves. The half that has
-// fewer blocks of a launch serves them faster, ends early, and is given more of the next launch, whose
-// slower half it then is. With up to 77 blocks of 128 on one of them, launches took 3 to 10 % longer
-// (docs/decode.md). So who ends early stays until all have let them in.
+// matter of a few: an H100's multiprocessors hang on two sides. The side that has fewer blocks of a launch
+// serves them faster, ends early, and is given more of the next launch, whose slower side it then is. With
+// up to three quarters of the blocks on one of them, launches took 3 to 11 % longer (docs/decode.md). So
+// who ends early stays until all have let them in.
 //
 // Nobody can end early where many blocks share a sequence, and wait for each other's parts; and where shares
 // are short, there is little to gain. Nothing but time depends on it, and waiting has a bound.
