@@ -153,8 +153,8 @@ struct LoadingWarp {
   const AttentionParams& params;
   const Schedule& schedule;
   RingIndex<Traits::kQStages> q;
-  int32_t entry = 0;  // of the page table, for this lane's first box
-  bool entry_known = false;
+  bool entry_known = false;  // of the work at hand: it was foreseen
+  int32_t entry = 0;         // of the page table, for this lane's first box
 
   // who: 0 loads keys, 1 values. Behind it the launches in front are done.
   __device__ __forceinline__ LoadingWarp(typename Traits::SharedStorage& s,
