@@ -17,8 +17,8 @@ constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr size_t kWorkspaceAlign = 256;
 constexpr size_t kReservedSmem = 1024;  // of each resident block, by the system
 constexpr int64_t kManyHeads = 8;       // of KV, in all sequences
-// What a decode block that has its multiprocessor to itself can read at head_dim 128 and more, GB/s: 32 KB
-// in 1.1 us. Narrower keys take hardly less time.
+// What a decode block that has its multiprocessor to itself has been seen to read at head_dim 128 and more,
+// GB/s: 32 KB in 1.1 us. Narrower keys take hardly less time.
 constexpr double kLoneBlockGbps = 29;
 // Sequences that are shared by so many blocks all end together.
 constexpr int32_t kManyParts = 8;
@@ -71,23 +71,15 @@ const Variant* find_variant(const Family& family, Route route, const DeviceTrait
   return wanted.smem <= device.max_smem ? &wanted : &family.routes[kShort];
 }
 
-int32_t max_q_len(const BatchView& batch) {
-  return batch.cu_seqlens_q != nullptr ? batch.max_q_len : batch.uniform_q_len;
-}
-
 // No item visits more tiles than this, unless a length on the device exceeds max_kv_len.
 int32_t max_tiles(const AttentionParams& params, int32_t tile_kv, int32_t item_tokens) {
   const BatchView& batch = params.batch;
-  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
   const bool prefix = params.prefix_len > 0 || params.prefix_lens != nullptr;
-  const int32_t tokens = min_i32(max_q_len(batch), item_tokens);
+  const int32_t tokens = min_i32(q_len_bound(batch), item_tokens);
   // Inside a prefix a row sees keys on its right too: there the window is no bound.
-  const Mask mask{tokens,
-                  varies ? batch.max_kv_len : batch.uniform_kv_len,
-                  params.causal,
-                  prefix ? 0 : params.window,
-                  params.sink_tokens,
-                  0};
+  const Mask mask{
+      tokens, kv_len_bound(batch), params.causal, prefix ? 0 : params.window, params.sink_tokens,
+      0};
   const TileRange tiles(mask.rows(0, tokens - 1), tile_kv);
   return tiles.count() + 2;  // both ends of the band may lie anywhere in a tile
 }
@@ -120,7 +112,7 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
                           [[maybe_unused]] const DeviceTraits& device) {
 #ifdef FLASH_GQA_SM90
   if (!sm90::prefill_supports(params, device)) return false;
-  const int64_t rows = static_cast<int64_t>(max_q_len(params.batch)) * params.num_q_heads;
+  const int64_t rows = static_cast<int64_t>(q_len_bound(params.batch)) * params.num_q_heads;
   return params.fixed_split > 0 || sm90::prefill_divides(params) ||
          rows * params.batch.batch_size >= device.num_sms / 4 * 128;
 #else
@@ -198,7 +190,7 @@ Plan make_plan(const AttentionParams& params, const DeviceTraits& device) {
   const BatchView& batch = params.batch;
   const Family* family = find_family(params);
   const int32_t group_size = params.num_q_heads / params.num_kv_heads;
-  const int64_t longest = static_cast<int64_t>(max_q_len(batch)) * group_size;
+  const int64_t longest = static_cast<int64_t>(q_len_bound(batch)) * group_size;
   const int64_t shortest = batch.cu_seqlens_q != nullptr ? group_size : longest;
   if (family == nullptr || batch.batch_size <= 0 || longest <= 0) return plan;
 
@@ -267,7 +259,7 @@ bool valid(const AttentionParams& params, const Plan& plan, const DeviceTraits& 
       !aligned(params))
     return false;
   const int64_t rows =
-      static_cast<int64_t>(max_q_len(params.batch)) * (params.num_q_heads / params.num_kv_heads);
+      static_cast<int64_t>(q_len_bound(params.batch)) * (params.num_q_heads / params.num_kv_heads);
   if (rows >= 0x7fffffff - 128) return false;
   for (int i = 0; i < plan.count; ++i) {
     const Launch& launch = plan.launches[i];

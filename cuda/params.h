@@ -60,6 +60,15 @@ struct BatchView {
   const int32_t* kv_lens;       // [batch_size] or null; paged K and V only
 };
 
+// What the host knows of the longest sequence.
+GQA_HOST_DEVICE int32_t q_len_bound(const BatchView& batch) {
+  return batch.cu_seqlens_q != nullptr ? batch.max_q_len : batch.uniform_q_len;
+}
+GQA_HOST_DEVICE int32_t kv_len_bound(const BatchView& batch) {
+  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
+  return varies ? batch.max_kv_len : batch.uniform_kv_len;
+}
+
 // Where K and V live: packed rows, or pages reached through a table.
 struct KvView {
   const void* k;              // dense: [total_kv, num_kv_heads, head_dim]

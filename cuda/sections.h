@@ -15,9 +15,7 @@ constexpr int64_t kSectionBytes = 16 << 20;
 
 // Of so many heads, those of one section; the last may have fewer.
 inline int32_t section_heads(const AttentionParams& params, int64_t heads) {
-  const BatchView& batch = params.batch;
-  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
-  const int64_t kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
+  const int64_t kv_len = kv_len_bound(params.batch);
   const int64_t head_bytes =
       kv_len * params.head_dim * 2 * static_cast<int64_t>(dtype_bytes(params.dtype));
   const int64_t sections = std::clamp<int64_t>(heads * head_bytes / kSectionBytes, 1, heads);

@@ -35,7 +35,7 @@ Schedule make_schedule(const AttentionParams& params, int32_t min_rows) {
   schedule.group_size = params.num_q_heads / params.num_kv_heads;
   schedule.group_inverse = 65536 / schedule.group_size + 1;
   schedule.tokens_per_tile = Traits::kTileQ / schedule.group_size;
-  const int32_t max_q_len = batch.cu_seqlens_q != nullptr ? batch.max_q_len : batch.uniform_q_len;
+  const int32_t max_q_len = q_len_bound(batch);
   schedule.tiles_per_head =
       max_q_len / schedule.tokens_per_tile + (max_q_len % schedule.tokens_per_tile != 0);
   const int64_t total_heads = static_cast<int64_t>(batch.batch_size) * params.num_kv_heads;
@@ -67,12 +67,9 @@ bool may_divide(const AttentionParams& params, const Schedule& schedule,
                 const DeviceTraits& device) {
   if (!Traits::kConfig.divides || params.fixed_split > 0 || schedule.total_tiles <= 0) return false;
   if (kDrawCounters + device.num_sms * Traits::kConsumers > kDecodeCounter) return false;
-  const BatchView& batch = params.batch;
-  const bool varies = batch.cu_seqlens_k != nullptr || batch.kv_lens != nullptr;
-  const int32_t max_kv_len = varies ? batch.max_kv_len : batch.uniform_kv_len;
   const int32_t tiles = schedule.ragged ? 1 : schedule.total_tiles;
   Rest rest(tiles, device.num_sms);
-  rest.divide(device.num_sms, max_kv_len / Traits::kTileKv + 1);
+  rest.divide(device.num_sms, kv_len_bound(params.batch) / Traits::kTileKv + 1);
   return rest.shares > 0;
 }
 

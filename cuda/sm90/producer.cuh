@@ -96,7 +96,7 @@ struct WorkStream {
       const int32_t at = probes ? rest.first + probe : divided ? rest.first + rest_tile : index;
       const int32_t b = find_tile(params, schedule, at, work);
       const bool exists = b >= 0;
-      if (exists)
+      if (exists)  // behind the wait: through the L1, where earlier draws have left them
         measure_tile<Traits::kTileKv>(params, schedule, b, Lengths(params, b, PlainRead{}),
                                       params.fault, work);
       if (probes) {
