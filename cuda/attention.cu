@@ -20,6 +20,11 @@ constexpr int64_t kManyHeads = 8;       // of KV, in all sequences
 // What a decode block that has its multiprocessor to itself has been seen to read at head_dim 128 and more,
 // GB/s: 32 KB in 1.1 us. Narrower keys take hardly less time.
 constexpr double kLoneBlockGbps = 29;
+// Dense sequences of so many keys in the mean, or of the fewer where so many heads stand side by side, are long
+// enough for a block that has its multiprocessor to itself to go from one to the next.
+constexpr int32_t kLongKeys = 6144;
+constexpr int32_t kFewerLongKeys = 2048;
+constexpr int32_t kWideTeam = 32;
 // Sequences that are shared by so many blocks all end together.
 constexpr int32_t kManyParts = 8;
 
@@ -130,18 +135,35 @@ int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
   const auto fits = [&](const decode::DecodeVariant& variant) {
     return variant.smem(decode::kMinStages, device.copy_engine) <= device.max_smem;
   };
-  if (!fits(family->narrow)) return 0;
-  const bool wide = device.sm >= 90 && device.copy_engine && fits(family->wide);
-  return 2 * (wide ? family->wide : family->narrow).rows;
+  if (!fits(family->narrow())) return 0;
+  const bool wide = device.sm >= 90 && device.copy_engine && fits(family->wide());
+  return 2 * (wide ? family->wide() : family->narrow()).rows;
+}
+
+// Whether a slab of keys may lie in several pages.
+bool has_small_pages(const KvView& kv) {
+  return kv.page_table != nullptr && kv.page_size < decode::kSlabKeys;
+}
+
+// Known where keys are dense: their number. (A bound on lengths says nothing about those of a captured step.)
+// Shuffled pages are better waited for by more rings.
+bool has_long_keys(const AttentionParams& params, int32_t team_blocks) {
+  if (params.kv.page_table != nullptr) return false;
+  const int32_t mean = params.kv.total_kv / params.batch.batch_size;
+  return mean >= kLongKeys || (team_blocks >= kWideTeam && mean >= kFewerLongKeys);
 }
 
 void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& device,
                  const decode::DecodeFamily& family, int32_t max_rows, int32_t rows) {
   // Few heads are ready sooner in two narrow tiles; many read their keys once in a wide one.
   const int64_t heads = static_cast<int64_t>(params.batch.batch_size) * params.num_kv_heads;
-  const bool few_heads = rows <= 2 * family.narrow.rows && heads < kManyHeads;
-  const bool wide = rows > family.narrow.rows && max_rows > 2 * family.narrow.rows && !few_heads;
-  const decode::DecodeVariant& variant = wide ? family.wide : family.narrow;
+  const int32_t narrow = family.narrow().rows;
+  const bool few_heads = rows <= 2 * narrow && heads < kManyHeads;
+  const bool wide = rows > narrow && max_rows > 2 * narrow && !few_heads;
+  const bool small = device.copy_engine && has_small_pages(params.kv);
+  const bool eight = device.copy_engine && rows <= family.tiles[0].rows;
+  const int size = wide ? 2 : eight ? 0 : 1;
+  const decode::DecodeVariant& variant = small ? family.small_pages[size] : family.tiles[size];
   plan.decode = &variant;
   decode::DecodeArgs& args = plan.decode_args;
   args = decode::DecodeArgs{};
@@ -149,9 +171,10 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.group_size = params.num_q_heads / params.num_kv_heads;
   args.group_inverse = 65536 / args.group_size + 1;
   args.max_rows = max_rows;
+  args.page_mask = params.kv.page_table != nullptr ? params.kv.page_size - 1 : -1;
   args.rows = min_i32(rows, variant.rows);
   args.row_tiles = ceil_div(rows, variant.rows);
-  args.stages = few_heads && args.row_tiles > 1 ? variant.most_stages : variant.stages;
+  args.stages = variant.stages;
   const auto smem = [&] { return variant.smem(args.stages, device.copy_engine); };
   while (args.stages > decode::kMinStages && smem() > device.max_smem) --args.stages;
   // All blocks must be resident together: they wait for each other's parts.
@@ -173,7 +196,13 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   const bool keeps_up = device.memory_gbps <= taken * teams_alone * args.team_blocks;
   const bool lone = params.batch.batch_size <= teams_alone && keeps_up;
   args.teams = lone ? teams_alone : most / args.team_blocks;
-  if (args.team_blocks < columns) args.teams = 1;
+  args.teams_per_block = 1;
+  if (!lone && variant.plays_two && keeps_up && args.teams >= 2 * teams_alone) {
+    // One block that plays the parts of two, so that no bit depends on it, reads from fewer places at a time.
+    args.teams = 2 * teams_alone;
+    if (has_long_keys(params, args.team_blocks)) args.teams_per_block = 2;
+  }
+  if (args.team_blocks < columns) args.teams = args.teams_per_block = 1;
   // linger.cuh. The rule of triggers_late(): where there are many rows, the next launch takes its places at
   // once, when every multiprocessor has one.
   const bool late = device.copy_engine && !wide && args.row_tiles == 1;

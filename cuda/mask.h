@@ -109,6 +109,23 @@ GQA_HOST_DEVICE bool tile_is_full(const KeyRange& common, int32_t first_key, int
          (first_key >= common.lo && first_key + tile <= common.hi);
 }
 
+// Tiles [first, first + count) of a range.
+struct TileRun {
+  int32_t first;
+  int32_t count;
+  GQA_HOST_DEVICE bool contains(int32_t i) const {
+    return static_cast<uint32_t>(i - first) < static_cast<uint32_t>(count);
+  }
+};
+
+// The tiles of the band that are full; those of the sinks may be too.
+GQA_HOST_DEVICE TileRun full_band(const KeyRange& common, const TileRange& tiles) {
+  const int32_t before = tiles.band_first - tiles.sink_tiles;
+  const int32_t first =
+      max_i32(tiles.sink_tiles, (common.lo + tiles.tile - 1) / tiles.tile - before);
+  return {first, max_i32(0, common.hi / tiles.tile - before - first)};
+}
+
 // How many of the tiles i, i - 1, ... are full.
 GQA_HOST_DEVICE int32_t full_tiles_down(const KeyRange& common, const TileRange& tiles, int32_t i) {
   const int32_t first_key = tiles.key(i);

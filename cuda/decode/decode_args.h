@@ -14,9 +14,10 @@ namespace flash_gqa::cuda::decode {
 
 constexpr int kKeyWarps = 4;   // that share the keys of a block
 constexpr int kSlabKeys = 16;  // of one step of a warp: the depth of one mma.sync
-constexpr int kWarpRows = 16;
+constexpr int kMostTeamsPerBlock = 2;
 constexpr int kMaxStages = 8;  // slabs of a warp on their way at a time
 constexpr int kMinStages = 2;
+constexpr int kShortPiece = 16;    // slabs: one of fewer is not asked for while another is at hand
 constexpr int kMostGuessed = 128;  // sequences of a batch whose lengths are guessed
 
 struct DecodeArgs {
@@ -33,14 +34,18 @@ struct DecodeArgs {
   int32_t rows;           // the most rows of a tile: stride of the places
   int32_t row_tiles;      // of the longest sequence
   int32_t team_blocks;  // num_kv_heads * row_tiles, or fewer: then each block takes several in turn
-  int32_t teams;        // blocks = teams * team_blocks, all of which can be resident together
-  int32_t stages;       // of each ring, where the copy engine fills it
-  int32_t boxes;        // by which it fills the keys of a slab: each 64 columns, or all
+  int32_t teams;
+  int32_t teams_per_block;  // whose parts it plays one after the other. All blocks of a launch,
+                            // teams / teams_per_block * team_blocks, can be resident together
+  int32_t stages;           // of each ring, where the copy engine fills it
+  int32_t boxes;            // by which it fills the keys of a slab: each 64 columns, or all
+  int32_t page_mask;        // page_size - 1; -1 where keys are dense
   KvMaps maps;
 
+  GQA_HOST_DEVICE bool paged() const { return page_mask >= 0; }
   // Whether a slab may lie in several pages: then its rows are looked up, and copied, one by one.
   GQA_HOST_DEVICE bool small_pages() const {
-    return params.kv.page_table != nullptr && params.kv.page_size < kSlabKeys;
+    return static_cast<uint32_t>(page_mask) < kSlabKeys - 1;
   }
   // row / group_size, exact for the rows of a pair: r * group_size < 65536.
   GQA_HOST_DEVICE int32_t token_of(int32_t r) const { return (r * group_inverse) >> 16; }
@@ -51,21 +56,23 @@ struct DecodeVariant {
   int32_t head_dim;
   int32_t rows;  // of a tile
   int32_t blocks_per_sm;
-  // Of each ring; fewer, but at least kMinStages, where memory is short; the most, where two blocks read
-  // the same keys.
-  int32_t stages;
-  int32_t most_stages;
+  int32_t stages;  // of each ring; fewer, but at least kMinStages, where memory is short
+  bool plays_two;  // whether a block may play the parts of two teams
   size_t (*smem)(int stages, bool copy_engine);
   const char* name;
   cudaError_t (*launch)(const DecodeArgs& args, cudaStream_t stream);
 };
 
-// Tiles of 16 rows, and of 32, which need the copy engine: a second tile of 16 would read the keys
-// from the L2 once more.
+// Tiles of 8, 16 and 32 rows; on older cards of 16 alone. A second tile of 16 would read the keys from the L2
+// once more. Where there is a copy engine, pages smaller than a slab, which are no box, take kernels of
+// their own, which divide their keys as the others do.
 struct DecodeFamily {
-  DecodeVariant narrow;
-  DecodeVariant wide;
+  DecodeVariant tiles[3];  // by their rows
+  DecodeVariant small_pages[3];
   bool (*has_copy_engine)();  // on the current device
+
+  const DecodeVariant& narrow() const { return tiles[1]; }
+  const DecodeVariant& wide() const { return tiles[2]; }
 };
 
 // Defined by the generated instances.

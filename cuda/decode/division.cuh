@@ -40,9 +40,6 @@ struct Pair {
                   ? 0
                   : max_i32(1, TileRange(visible, kSlabKeys).count())) {}
 
-  __device__ Pair(const DecodeArgs& args, int32_t b, int32_t* fault)
-      : Pair(args, b, Lengths(args.params, b), fault) {}
-
   __device__ int32_t rounds() const { return (slabs + kKeyWarps - 1) / kKeyWarps; }
 
   // The pair of another lane.
@@ -58,47 +55,118 @@ struct Pair {
   }
 };
 
+// What a block works on at a time: a team's keys of one sequence.
+struct Piece {
+  Pair pair;
+  int32_t first;  // slab of the first key warp, whose next ones are `stride` apart,
+  int32_t last;   // below this one
+  int32_t stride;
+  int32_t team;
+  int32_t before;  // teams with other keys of the sequence, in front of this one
+  int32_t behind;  // and behind it
+};
+
 struct Division {
   int32_t rounds_per_unit;
   int32_t units_per_team;
-  // Where this block's team begins.
+  // Where this block is.
+  int32_t team;
+  int32_t more;     // teams whose part it plays, behind this one
+  int32_t left;     // units that the team has yet to take
   int64_t b_first;  // units before sequence b
   int32_t b;        // batch_size: nothing to do
   int32_t unit;     // of sequence b
   Pair pair;        // of sequence b
 
-  __device__ __forceinline__ int32_t units(int32_t rounds) const {
-    return rounds_per_unit == 1 ? rounds : (rounds + rounds_per_unit - 1) / rounds_per_unit;
-  }
-
   // One warp comes to it for its block; lane i looks at sequences i, i + 32, ... `seen`: the lengths of
   // all sequences, or null, where they have to be read.
-  __device__ Division(const DecodeArgs& args, int32_t team, const Lengths* seen, int32_t* fault)
-      : b_first(0), b(0), unit(team), pair(look(args, 0, seen, fault)) {
+  __device__ Division(const DecodeArgs& args, int32_t first_team, const Lengths* seen,
+                      int32_t* fault)
+      : team(first_team),
+        more(args.teams_per_block - 1),
+        b_first(0),
+        b(0),
+        unit(first_team),
+        pair(look(args, 0, seen, fault)) {
     const int32_t batch = args.params.batch.batch_size;
     if (batch == 1) {
       const int32_t rounds = pair.rounds();
       rounds_per_unit = max_i32(1, (rounds + args.teams - 1) / args.teams);
       units_per_team = 1;
       if (team * rounds_per_unit >= rounds) b = 1;
-      return;
+    } else {
+      locate(args, seen, fault);
     }
-    locate(args, team, seen, fault);
+    left = units_per_team;
+  }
+
+  // The block's next piece. False: it has no more.
+  __device__ bool next(const DecodeArgs& args, const Lengths* seen, int32_t* fault, Piece& piece) {
+    const int32_t batch = args.params.batch.batch_size;
+    while (b < batch) {
+      if (left == 0) {
+        if (more == 0) return false;
+        --more;
+        ++team;
+        left = units_per_team;
+      }
+      const int32_t units_of_b = units(pair.rounds());
+      if (unit < units_of_b) {
+        take(units_of_b, piece);
+        return true;
+      }
+      unit -= units_of_b;
+      b_first += units_of_b;
+      if (++b < batch) pair = pair_of(args, b, seen, fault);
+    }
+    return false;
   }
 
  private:
+  __device__ __forceinline__ int32_t units(int32_t rounds) const {
+    return rounds_per_unit == 1 ? rounds : (rounds + rounds_per_unit - 1) / rounds_per_unit;
+  }
+
+  __device__ void take(int32_t units_of_b, Piece& piece) {
+    const int32_t taken = min_i32(left, units_of_b - unit);
+    // Where the sequence begins, counted from this team's first unit.
+    const int32_t per_team = units_per_team;
+    const auto begins = static_cast<int32_t>(b_first - static_cast<int64_t>(team) * per_team);
+    piece.pair = pair;
+    piece.team = team;
+    if (per_team == 1) {
+      // A whole share of one sequence is every units-th round of it, so that all blocks move through
+      // memory together.
+      piece.first = unit * kKeyWarps;
+      piece.last = pair.slabs;
+      piece.stride = units_of_b * kKeyWarps;
+      piece.before = max_i32(0, -begins);
+      piece.behind = begins + units_of_b - 1;
+    } else {
+      piece.first = unit * rounds_per_unit * kKeyWarps;
+      piece.last = (unit + taken) * rounds_per_unit * kKeyWarps;
+      piece.stride = kKeyWarps;
+      piece.before = begins >= 0 ? 0 : (-begins + per_team - 1) / per_team;
+      piece.behind = (begins + units_of_b - 1) / per_team;
+    }
+    unit += taken;
+    left -= taken;
+  }
+
   __device__ static int32_t lane_sequence(const DecodeArgs& args, int32_t at) {
     return min_i32(at + static_cast<int32_t>(threadIdx.x) % 32, args.params.batch.batch_size - 1);
   }
   __device__ static Pair look(const DecodeArgs& args, int32_t at, const Lengths* seen,
                               int32_t* fault) {
-    const int32_t i = lane_sequence(args, at);
-    return Pair(args, i, seen != nullptr ? seen[i] : Lengths(args.params, i), fault);
+    return pair_of(args, lane_sequence(args, at), seen, fault);
+  }
+  __device__ static Pair pair_of(const DecodeArgs& args, int32_t b, const Lengths* seen,
+                                 int32_t* fault) {
+    return Pair(args, b, seen != nullptr ? seen[b] : Lengths(args.params, b), fault);
   }
 
   // One loop for both passes, because code that runs once costs more to fetch than to execute.
-  __device__ void locate(const DecodeArgs& args, int32_t team, const Lengths* seen,
-                         int32_t* fault) {
+  __device__ void locate(const DecodeArgs& args, const Lengths* seen, int32_t* fault) {
     const int32_t batch = args.params.batch.batch_size;
     const int32_t lane = threadIdx.x % 32;
     int64_t total = 0;

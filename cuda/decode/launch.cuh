@@ -20,57 +20,56 @@ inline bool encode_slab_maps(const AttentionParams& p, bool whole, KvMaps& maps)
          encode_map<5>(maps.v, p.dtype, at.v, dims, v_strides, box);
 }
 
-template <class Element, int kHeadDim, int kGroups>
-size_t smem_bytes(int stages, bool copy_engine) {
-  if (kGroups > 1 || copy_engine)
-    return SharedStorage<Traits<Element, kHeadDim, kGroups, true>>::bytes(stages);
-  return sizeof(SharedStorage<Traits<Element, kHeadDim, 1, false>>);
-}
+template <class Element, int kHeadDim, int kRows, bool kSmallPages>
+struct Kernel {
+  static constexpr Filler kFiller = kSmallPages ? Filler::kSmallPages : Filler::kBoxes;
+  using T = Traits<Element, kHeadDim, kRows, kFiller>;
+  static constexpr auto kCode = attention_decode_kernel<Element, kHeadDim, kRows, kSmallPages>;
 
-template <class Element, int kHeadDim>
-bool fills_rings() {
-  return runs_sm90_code(
-      reinterpret_cast<const void*>(attention_decode_kernel<Element, kHeadDim, 1>));
-}
-
-template <class Element, int kHeadDim, int kGroups>
-cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
-  using T = Traits<Element, kHeadDim, kGroups, true>;
-  const auto kernel = attention_decode_kernel<Element, kHeadDim, kGroups>;
-  const bool copy_engine = fills_rings<Element, kHeadDim>();
-  const size_t smem = smem_bytes<Element, kHeadDim, kGroups>(args.stages, copy_engine);
-  const cudaError_t status = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem));
-  if (status != cudaSuccess) return status;
-  DecodeArgs with_maps = args;
-  if (copy_engine) {
-    const bool whole = args.params.head_dim == 64 * T::Tile::kHalves;
-    with_maps.boxes = whole ? 1 : T::Tile::kHalves;
-    if (!args.small_pages() && !encode_slab_maps(args.params, whole, with_maps.maps))
-      return cudaErrorInvalidValue;
+  static size_t smem(int stages, bool copy_engine) {
+    if (kRows != 16 || copy_engine) return SharedStorage<T>::bytes(stages);
+    return sizeof(SharedStorage<Traits<Element, kHeadDim, 16, Filler::kOlderCards>>);
   }
-  return launch_dependent(kernel, dim3(args.team_blocks, args.teams), dim3(T::kThreads), smem,
-                          stream, with_maps);
-}
 
-template <class Element, int kHeadDim, int kGroups>
-constexpr DecodeVariant variant(const char* name) {
-  using T = Traits<Element, kHeadDim, kGroups, true>;
-  return {kHeadDim,
-          T::kRows,
-          T::kBlocksPerSm,
-          T::kUsualStages,
-          T::kStages,
-          smem_bytes<Element, kHeadDim, kGroups>,
-          name,
-          launch<Element, kHeadDim, kGroups>};
-}
+  // On the current device.
+  static bool has_copy_engine() { return runs_sm90_code(reinterpret_cast<const void*>(kCode)); }
+
+  static cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
+    const bool copy_engine = has_copy_engine();
+    const size_t bytes = smem(args.stages, copy_engine);
+    const cudaError_t status = cudaFuncSetAttribute(
+        kCode, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+    if (status != cudaSuccess) return status;
+    DecodeArgs with_maps = args;
+    if (copy_engine && !kSmallPages) {
+      const bool whole = args.params.head_dim == 64 * T::Tile::kHalves;
+      with_maps.boxes = whole ? 1 : T::Tile::kHalves;
+      if (!encode_slab_maps(args.params, whole, with_maps.maps)) return cudaErrorInvalidValue;
+    }
+    return launch_dependent(kCode, dim3(args.team_blocks, args.teams / args.teams_per_block),
+                            dim3(T::kThreads), bytes, stream, with_maps);
+  }
+
+  static constexpr DecodeVariant variant(const char* name) {
+    return {kHeadDim, T::kRows, T::kBlocksPerSm, T::kStages, T::kPlaysTwo, smem, name, launch};
+  }
+};
+
+template <class Element, int kHeadDim, int kRows>
+using ByBoxes = Kernel<Element, kHeadDim, kRows, false>;
+template <class Element, int kHeadDim, int kRows>
+using ByRows = Kernel<Element, kHeadDim, kRows, true>;
 
 template <class Element, int kHeadDim>
 const DecodeFamily& decode_family() {
-  static constexpr DecodeFamily family{variant<Element, kHeadDim, 1>("decode mma 16x16"),
-                                       variant<Element, kHeadDim, 2>("decode mma 32x16"),
-                                       fills_rings<Element, kHeadDim>};
+  static constexpr DecodeFamily family{
+      {ByBoxes<Element, kHeadDim, 8>::variant("decode mma 8x16"),
+       ByBoxes<Element, kHeadDim, 16>::variant("decode mma 16x16"),
+       ByBoxes<Element, kHeadDim, 32>::variant("decode mma 32x16")},
+      {ByRows<Element, kHeadDim, 8>::variant("decode mma 8x16"),
+       ByRows<Element, kHeadDim, 16>::variant("decode mma 16x16"),
+       ByRows<Element, kHeadDim, 32>::variant("decode mma 32x16")},
+      ByBoxes<Element, kHeadDim, 16>::has_copy_engine};
   return family;
 }
 

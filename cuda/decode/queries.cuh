@@ -15,7 +15,9 @@ struct Queries {
   static constexpr int kChunks = T::kHeadDim / 8;  // of 16 bytes in a row
   static constexpr int kCopies = (T::kRows * kChunks + T::kThreads - 1) / T::kThreads;
 
-  uint32_t a[1][T::kHeadDim / 16][4];
+  // The queries of one warp as an operand of its products: A, or, of 8 rows, B.
+  static constexpr int kWords = T::kRows == 8 ? 2 : 4;
+  uint32_t q[T::kHeadDim / 16][kWords];
   const Element* from[kCopies];
 
   __device__ Queries() {}
@@ -34,14 +36,14 @@ struct Queries {
     }
   }
   __device__ void ask(SharedStorage<T>& shared, const DecodeArgs& args, const Pair& pair,
-                      const RowTile& tile) {
+                      const RowTile& tile, int buffer) {
     if constexpr (T::kTma) {
       const int thread = ptx::fresh_thread_index();
 #pragma unroll
       for (int i = 0; i < kCopies; ++i) {
         const int at = thread + i * T::kThreads;
         if (at < T::kRows * kChunks)
-          ptx::cp_async_16(shared.queries.address(at / kChunks, at % kChunks),
+          ptx::cp_async_16(shared.queries[buffer].address(at / kChunks, at % kChunks),
                            from[i] != nullptr ? from[i] : args.params.q, from[i] != nullptr);
       }
       ptx::cp_async_commit();
@@ -49,11 +51,11 @@ struct Queries {
       const int lane = threadIdx.x % 32;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const auto* q = reinterpret_cast<const uint32_t*>(row(args, pair, tile, i * 8 + lane / 4) +
-                                                          lane % 4 * 2);
+        const auto* words = reinterpret_cast<const uint32_t*>(
+            row(args, pair, tile, i * 8 + lane / 4) + lane % 4 * 2);
 #pragma unroll
         for (int c = 0; c < T::kHeadDim / 8; ++c)
-          a[0][c / 2][c % 2 * 2 + i] = c * 8 < args.params.head_dim ? q[c * 4] : 0;
+          q[c / 2][c % 2 * 2 + i] = c * 8 < args.params.head_dim ? words[c * 4] : 0;
       }
     }
   }
@@ -62,13 +64,19 @@ struct Queries {
   __device__ void arrived() const {
     if constexpr (T::kTma) ptx::cp_async_wait<0>();
   }
-  __device__ void take(const SharedStorage<T>& shared) {
+  __device__ void take(const SharedStorage<T>& shared, int buffer) {
     if constexpr (T::kTma && T::kQueriesInRegisters) {
       const int lane = ptx::fresh_thread_index() % 32;
-      const uint32_t at = shared.queries.address(lane % 16, lane / 16);
+      const auto& tile = shared.queries[buffer];
+      const uint32_t at = tile.address(lane % T::kRows, lane / T::kRows);
+      // One load brings 16 columns of 16 rows, or 32 of 8.
 #pragma unroll
-      for (int d = 0; d < T::kHeadDim / 16; ++d)
-        ptx::ldmatrix_x4(a[0][d], shared.queries.move(at, 0, 2 * d));
+      for (int d = 0; d < T::kHeadDim / 16; d += 4 / kWords) {
+        uint32_t words[4];
+        ptx::ldmatrix_x4(words, tile.move(at, 0, 2 * d));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) q[d + i / kWords][i % kWords] = words[i];
+      }
     }
   }
 
@@ -76,9 +84,9 @@ struct Queries {
   __device__ void multiply(const Math& math, float (&s)[Math::kRows][Math::kKeys],
                            const SharedStorage<T>& shared, const KTile& k) const {
     if constexpr (T::kQueriesInRegisters) {
-      math.multiply_qk(s, a, k);
+      math.multiply_qk(s, q, k);
     } else {
-      math.multiply_qk(s, shared.queries, k);
+      math.multiply_qk(s, shared.queries[0], k);
     }
   }
 

@@ -10,6 +10,7 @@ template <int kHeadDim, int kTileKv>
 struct FfmaMath {
   static constexpr int kRows = 2;
   static constexpr int kLanes = 8;
+  static constexpr int kLaneStep = 1;
   static constexpr int kKeys = kTileKv / kLanes;
   static constexpr int kCols = kHeadDim / kLanes;
   static constexpr int kKeyParts = 1;

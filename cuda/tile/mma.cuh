@@ -19,8 +19,10 @@ struct MmaMath {
   static constexpr int kWarpKeys = kTileKv / kKeyWarps;
   static constexpr int kRows = 2 * kRowTiles;  // rows of a thread
   static constexpr int kKeys = kWarpKeys / 4;  // logits of a thread per row
-  static constexpr int kCols = kHeadDim / 4;   // outputs of a thread per row
-  static constexpr int kLanes = 4;             // threads that share a row
+  static constexpr int kCols = kHeadDim / 4;   // outputs of a thread per row,
+  static constexpr int kColsTogether = 2;      // so many of which are neighbours
+  static constexpr int kLanes = 4;             // threads that share a row,
+  static constexpr int kLaneStep = 1;          // so far apart
   static constexpr int kKeyParts = kKeyWarps;  // softmax states per row
   static constexpr int kTileQ = kRowWarps * kRowTiles * 16;
   static constexpr int kThreads = 32 * kRowWarps * kKeyWarps;
@@ -74,11 +76,11 @@ struct MmaMath {
     }
   }
 
-  // The same with q in registers, as the operands of its products.
+  // The same of 16 rows with q in registers, as the operands of its products.
   template <class KTile>
-  __device__ void multiply_qk(float (&s)[kRows][kKeys],
-                              const uint32_t (&q)[kRowTiles][kHeadDim / 16][4],
+  __device__ void multiply_qk(float (&s)[kRows][kKeys], const uint32_t (&q)[kHeadDim / 16][4],
                               const KTile& k) const {
+    static_assert(kRowTiles == 1);
     const uint32_t k_at = k.address(key_warp * kWarpKeys + lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int d = 0; d < kHeadDim / 16; ++d) {
@@ -86,11 +88,8 @@ struct MmaMath {
       for (int n = 0; n < kWarpKeys / 16; ++n) {
         uint32_t b[4];
         ptx::ldmatrix_x4(b, k.move(k_at, n * 16, 2 * d));
-#pragma unroll
-        for (int m = 0; m < kRowTiles; ++m) {
-          mma(s, m, 2 * n, q[m][d], b[0], b[1]);
-          mma(s, m, 2 * n + 1, q[m][d], b[2], b[3]);
-        }
+        mma(s, 0, 2 * n, q[d], b[0], b[1]);
+        mma(s, 0, 2 * n + 1, q[d], b[2], b[3]);
       }
     }
   }

@@ -20,6 +20,25 @@ __device__ __forceinline__ int fresh_thread_index() {
   return x;
 }
 
+// True for one lane of a whole warp. Unlike a comparison of lane numbers it tells the compiler so: operands of
+// a copy then go to uniform registers without a loop over the lanes.
+__device__ __forceinline__ bool elect_one() {
+  uint32_t elected;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(elected));
+  return elected != 0;
+}
+
+// Transposes an 8x8 matrix of 16-bit elements that a warp holds, a pair in each lane.
+__device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
 // Copies 16 bytes to shared memory without passing registers; writes zeros where !valid, and then
 // does not touch `src`.
 __device__ __forceinline__ void cp_async_16(uint32_t dst, const void* src, bool valid) {

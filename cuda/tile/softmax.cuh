@@ -61,24 +61,26 @@ template <class Math>
 __device__ void update_softmax(float (&s)[Math::kRows][Math::kKeys], float scale,
                                SoftmaxState (&state)[Math::kRows],
                                float (&o)[Math::kRows][Math::kCols]) {
-  float rescale[Math::kRows];
-  bool grew = false;
+  // Most tiles raise no maximum. One vote tells, before lanes that share a row compare theirs.
+  float tile_max[Math::kRows];
+  bool grows = false;
 #pragma unroll
   for (int i = 0; i < Math::kRows; ++i) {
-    float tile_max = s[i][0];
+    tile_max[i] = s[i][0];
 #pragma unroll
-    for (int j = 1; j < Math::kKeys; ++j) tile_max = fmaxf(tile_max, s[i][j]);
-#pragma unroll
-    for (int lanes = 1; lanes < Math::kLanes; lanes *= 2)
-      tile_max = fmaxf(tile_max, __shfl_xor_sync(0xffffffffu, tile_max, lanes));
-    rescale[i] = state[i].raise_max(tile_max * scale, kMaxSlack);
-    grew |= rescale[i] != 1.0f;
+    for (int j = 1; j < Math::kKeys; ++j) tile_max[i] = fmaxf(tile_max[i], s[i][j]);
+    grows |= state[i].exceeded_by(tile_max[i] * scale, kMaxSlack);
   }
-  if (__any_sync(0xffffffffu, grew)) {
+  if (__any_sync(0xffffffffu, grows)) {
 #pragma unroll
     for (int i = 0; i < Math::kRows; ++i) {
 #pragma unroll
-      for (int j = 0; j < Math::kCols; ++j) o[i][j] *= rescale[i];
+      for (int lanes = 1; lanes < Math::kLanes; lanes *= 2)
+        tile_max[i] =
+            fmaxf(tile_max[i], __shfl_xor_sync(0xffffffffu, tile_max[i], lanes * Math::kLaneStep));
+      const float rescale = state[i].raise_max(tile_max[i] * scale, kMaxSlack);
+#pragma unroll
+      for (int j = 0; j < Math::kCols; ++j) o[i][j] *= rescale;
     }
   }
 #pragma unroll
@@ -98,7 +100,7 @@ __device__ void reduce_sums(SoftmaxState (&state)[Math::kRows]) {
   for (int i = 0; i < Math::kRows; ++i)
 #pragma unroll
     for (int lanes = 1; lanes < Math::kLanes; lanes *= 2)
-      state[i].sum += __shfl_xor_sync(0xffffffffu, state[i].sum, lanes);
+      state[i].sum += __shfl_xor_sync(0xffffffffu, state[i].sum, lanes * Math::kLaneStep);
 }
 
 }  // namespace flash_gqa::cuda

@@ -163,6 +163,31 @@ inline void make_lingering(Program& p, Random& random) {
   if (p.bad_page >= 0) p.bad_page = p.kv_lens[0] > 0 ? 0 : -1;
 }
 
+// More sequences than teams of blocks that each have a multiprocessor to themselves, and so long that, where keys
+// are dense, a block plays two teams (plan_decode() in cuda/attention.cu).
+inline void make_two_teams(Program& p, Random& random) {
+  p.dtype = random.chance(50) ? DType::kFloat16 : DType::kBFloat16;
+  p.num_kv_heads = 1;
+  p.group_size = random.pick<int>({1, 4, 8, 12, 16});
+  p.sink_logits.resize(p.sink_logits.empty() ? 0 : p.num_q_heads(), 0.5f);
+  p.fixed_split = 0;
+  p.prefix_lens.clear();
+  if (random.chance(70)) p.window = 0;
+  p.head_dim = 128;
+  p.num_sms = random.range(1, 4);
+  const int batch = random.range(p.num_sms + 1, 2 * p.num_sms + 3);
+  const int keys = random.range(6500, 7000);
+  const bool alike = random.chance(40);
+  p.q_lens.assign(batch, 1);
+  p.kv_lens.assign(batch, keys);
+  for (int b = 0; b + 1 < batch && !alike; b += 2) {
+    const int more = random.range(0, keys);
+    p.kv_lens[b] += more;
+    p.kv_lens[b + 1] -= more;
+  }
+  if (p.bad_page >= 0) p.bad_page = 0;
+}
+
 inline Program random_program(Random& random) {
   Program p;
   p.dtype = static_cast<DType>(random.range(0, 2));
@@ -233,6 +258,8 @@ inline Program random_program(Random& random) {
     make_many_heads(p, random);
   } else if (random.chance(6)) {
     make_lingering(p, random);
+  } else if (random.chance(5)) {
+    make_two_teams(p, random);
   }
   return p;
 }

@@ -271,7 +271,8 @@ inline Outcome run(const Program& p, const Values& x, cuda::DeviceTraits device,
   const Buffer dev_lse(total_q * p.num_q_heads() * sizeof(float));
   const Buffer dev_fault(std::vector<int32_t>{0});
 
-  const bool uniform = p.uniform() && random.chance(60);
+  // The same in every layout: the order of prefill's tiles depends on it.
+  const bool uniform = p.uniform() && p.data_seed % 5 < 3;
   AttentionParams params{};
   params.q = dev_q.as<void>();
   params.o = dev_o.as<void>();
