@@ -125,6 +125,10 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
 #endif
 }
 
+bool fits(const decode::DecodeVariant& variant, const DeviceTraits& device) {
+  return variant.smem(device.copy_engine) <= device.max_smem;
+}
+
 // Up to how many rows the sequences may have that decode/ takes, or 0: two tiles of rows. Depends on
 // the shape alone, so that a sequence's kernel does not change with what else is in the batch.
 // fixed_split asks for splits that do not depend on the rest of the batch either; decode/ divides the
@@ -132,17 +136,9 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
 int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
                     const decode::DecodeFamily* family) {
   if (family == nullptr || params.fixed_split > 0 || device.merge_places == nullptr) return 0;
-  const auto fits = [&](const decode::DecodeVariant& variant) {
-    return variant.smem(decode::kMinStages, device.copy_engine) <= device.max_smem;
-  };
-  if (!fits(family->narrow())) return 0;
-  const bool wide = device.sm >= 90 && device.copy_engine && fits(family->wide());
+  const bool wide = device.sm >= 90 && device.copy_engine && fits(family->wide(), device);
+  if (!wide && !fits(family->narrow(), device)) return 0;
   return 2 * (wide ? family->wide() : family->narrow()).rows;
-}
-
-// Whether a slab of keys may lie in several pages.
-bool has_small_pages(const KvView& kv) {
-  return kv.page_table != nullptr && kv.page_size < decode::kSlabKeys;
 }
 
 // Known where keys are dense: their number. (A bound on lengths says nothing about those of a captured step.)
@@ -158,13 +154,14 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   // Few heads are ready sooner in two narrow tiles; many read their keys once in a wide one.
   const int64_t heads = static_cast<int64_t>(params.batch.batch_size) * params.num_kv_heads;
   const int32_t narrow = family.narrow().rows;
-  const bool few_heads = rows <= 2 * narrow && heads < kManyHeads;
-  const bool wide = rows > narrow && max_rows > 2 * narrow && !few_heads;
-  const bool small = device.copy_engine && has_small_pages(params.kv);
-  const bool eight = device.copy_engine && rows <= family.tiles[0].rows;
-  const int size = wide ? 2 : eight ? 0 : 1;
-  const decode::DecodeVariant& variant = small ? family.small_pages[size] : family.tiles[size];
-  plan.decode = &variant;
+  const bool narrow_fits = fits(family.narrow(), device);
+  const bool few_heads = narrow_fits && rows <= 2 * narrow && heads < kManyHeads;
+  const bool wide = (rows > narrow || !narrow_fits) && max_rows > 2 * narrow && !few_heads;
+  const bool eight =
+      device.copy_engine && rows <= family.tiles[0].rows && fits(family.tiles[0], device);
+  const int size = eight ? 0 : wide ? 2 : 1;
+  // Keys in small pages are divided as others: all but the kernel depends on the tile alone.
+  const decode::DecodeVariant& variant = family.tiles[size];
   decode::DecodeArgs& args = plan.decode_args;
   args = decode::DecodeArgs{};
   args.params = params;
@@ -174,14 +171,12 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.page_mask = params.kv.page_table != nullptr ? params.kv.page_size - 1 : -1;
   args.rows = min_i32(rows, variant.rows);
   args.row_tiles = ceil_div(rows, variant.rows);
-  args.stages = variant.stages;
-  const auto smem = [&] { return variant.smem(args.stages, device.copy_engine); };
-  while (args.stages > decode::kMinStages && smem() > device.max_smem) --args.stages;
+  plan.decode = device.copy_engine && args.small_pages() ? &family.small_pages[size] : &variant;
   // All blocks must be resident together: they wait for each other's parts.
-  const size_t block_smem = smem() + kReservedSmem;
+  const size_t block_smem = variant.smem(device.copy_engine) + kReservedSmem;
   const auto fit = static_cast<int32_t>((device.max_smem + kReservedSmem) / block_smem);
   const int32_t per_sm = min_i32(variant.blocks_per_sm, fit);
-  // Two places in each block for a part of every 8 columns of a row: two float4 and a float2.
+  // Two places for each block of a team for a part of every 8 columns of a row: two float4 and a float2.
   const int64_t places = 2ll * args.rows * variant.head_dim / 8;
   const auto most_blocks = static_cast<int32_t>(kMergeBytes / (places * (32 + 8)));
   const int32_t alone = min_i32(device.num_sms, most_blocks);
@@ -197,16 +192,19 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   const bool lone = params.batch.batch_size <= teams_alone && keeps_up;
   args.teams = lone ? teams_alone : most / args.team_blocks;
   args.teams_per_block = 1;
-  if (!lone && variant.plays_two && keeps_up && args.teams >= 2 * teams_alone) {
+  constexpr int32_t kTwo = decode::kMostTeamsPerBlock;
+  if (!lone && device.copy_engine && variant.plays_two && keeps_up &&
+      args.teams >= kTwo * teams_alone) {
     // One block that plays the parts of two, so that no bit depends on it, reads from fewer places at a time.
-    args.teams = 2 * teams_alone;
-    if (has_long_keys(params, args.team_blocks)) args.teams_per_block = 2;
+    args.teams = kTwo * teams_alone;
+    if (has_long_keys(params, args.team_blocks)) args.teams_per_block = kTwo;
   }
   if (args.team_blocks < columns) args.teams = args.teams_per_block = 1;
   // linger.cuh. The rule of triggers_late(): where there are many rows, the next launch takes its places at
   // once, when every multiprocessor has one.
-  const bool late = device.copy_engine && !wide && args.row_tiles == 1;
-  if (lone && per_sm > 1 && late && args.teams < kManyParts * params.batch.batch_size &&
+  const bool late = device.copy_engine && size < 2 && args.row_tiles == 1;
+  const bool one_block = lone || args.teams_per_block > 1;  // on each multiprocessor
+  if (one_block && per_sm > 1 && late && args.teams < kManyParts * params.batch.batch_size &&
       device.counters != nullptr)
     args.triggered = reinterpret_cast<uint32_t*>(device.counters + kDecodeCounter);
   args.part_o = static_cast<float4*>(device.merge_places);

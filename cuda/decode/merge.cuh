@@ -100,7 +100,7 @@ __device__ __forceinline__ void store_place(float2* place, float2 x) {
                : "memory");
 }
 
-// A pair whose keys several teams share: its i-th part is that of block `first` + i * stride.
+// A pair whose keys several teams share: its i-th part is that of the i-th of them.
 //
 // Parts travel through places in memory that are empty between launches. Who needs a part waits
 // until no word of it is empty, takes it and empties its place again: the data are their own signal,
@@ -109,9 +109,9 @@ __device__ __forceinline__ void store_place(float2* place, float2 x) {
 struct SharedPair {
   OutputRows out;
   int32_t parts;
-  int32_t at;      // this block's own place for the first 8 columns of the first row
-  int32_t first;   // that of the first part; a block can hold the last part of one pair and the
-                   // first of another, so that it has two
+  int32_t at;      // the place of this block's part, of its first 8 columns of the first row
+  int32_t first;   // that of the first part; a team can have the last part of one pair and the
+                   // first of another, so that each of its blocks has two places
   int32_t second;  // that of the second part, and
   int32_t step;    // the distance from there to the third, and so on
   int32_t begin;   // this block's share of the tasks, each 8 columns of one row, to be finished

@@ -164,7 +164,8 @@ inline void make_lingering(Program& p, Random& random) {
 }
 
 // More sequences than teams of blocks that each have a multiprocessor to themselves, and so long that, where keys
-// are dense, a block plays two teams (plan_decode() in cuda/attention.cu).
+// are dense, a block plays two teams (plan_decode() in cuda/attention.cu): where one keeps up with the memory, as on
+// an H100.
 inline void make_two_teams(Program& p, Random& random) {
   p.dtype = random.chance(50) ? DType::kFloat16 : DType::kBFloat16;
   p.num_kv_heads = 1;
