@@ -126,7 +126,7 @@ bool takes_hopper_prefill([[maybe_unused]] const AttentionParams& params,
 }
 
 bool fits(const decode::DecodeVariant& variant, const DeviceTraits& device) {
-  return variant.smem(device.copy_engine) <= device.max_smem;
+  return variant.smem(decode::kMinStages, device.copy_engine) <= device.max_smem;
 }
 
 // Up to how many rows the sequences may have that decode/ takes, or 0: two tiles of rows. Depends on
@@ -172,8 +172,11 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.rows = min_i32(rows, variant.rows);
   args.row_tiles = ceil_div(rows, variant.rows);
   plan.decode = device.copy_engine && args.small_pages() ? &family.small_pages[size] : &variant;
+  args.stages = variant.stages;
+  const auto smem = [&] { return variant.smem(args.stages, device.copy_engine); };
+  while (args.stages > decode::kMinStages && smem() > device.max_smem) --args.stages;
   // All blocks must be resident together: they wait for each other's parts.
-  const size_t block_smem = variant.smem(device.copy_engine) + kReservedSmem;
+  const size_t block_smem = smem() + kReservedSmem;
   const auto fit = static_cast<int32_t>((device.max_smem + kReservedSmem) / block_smem);
   const int32_t per_sm = min_i32(variant.blocks_per_sm, fit);
   // Two places for each block of a team for a part of every 8 columns of a row: two float4 and a float2.
@@ -203,8 +206,7 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   // linger.cuh. The rule of triggers_late(): where there are many rows, the next launch takes its places at
   // once, when every multiprocessor has one.
   const bool late = device.copy_engine && size < 2 && args.row_tiles == 1;
-  const bool one_block = lone || args.teams_per_block > 1;  // on each multiprocessor
-  if (one_block && per_sm > 1 && late && args.teams < kManyParts * params.batch.batch_size &&
+  if (lone && per_sm > 1 && late && args.teams < kManyParts * params.batch.batch_size &&
       device.counters != nullptr)
     args.triggered = reinterpret_cast<uint32_t*>(device.counters + kDecodeCounter);
   args.part_o = static_cast<float4*>(device.merge_places);

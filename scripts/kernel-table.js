@@ -28,6 +28,8 @@ function shorten(name) {
     .replace(/^void /, "")
     .replace(/\((Route|int|bool)\)/g, "")
     .replace(/\(.*$/, "")
+    .replace(/\bfalse\b/g, "0") // as the profiler writes them
+    .replace(/\btrue\b/g, "1")
     .replaceAll("> >", ">>");
 }
 

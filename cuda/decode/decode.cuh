@@ -28,13 +28,15 @@ __device__ __forceinline__ void make_room(SharedStorage<T>& shared, const Decode
 // Where a key warp leaves its part of the i-th group of rows: in a place of its own, or, when all keys have been
 // read, in its ring.
 template <class T>
-__device__ __forceinline__ WarpPart<T>& part_of(SharedStorage<T>& shared, int key_warp, int i) {
+__device__ __forceinline__ WarpPart<T>& part_of(SharedStorage<T>& shared, const DecodeArgs& args,
+                                                int key_warp, int i) {
   if constexpr (T::kFollows) {
     static_assert(T::kRowGroups == 1);
     return shared.parts[key_warp];
   } else {
     static_assert(sizeof(Slab<T>) >= sizeof(WarpPart<T>));
-    return reinterpret_cast<WarpPart<T>&>(shared.ring[key_warp * T::kStages + i]);
+    const int stages = T::kTma ? args.stages : T::kStages;
+    return reinterpret_cast<WarpPart<T>&>(shared.ring[key_warp * stages + i]);
   }
 }
 
@@ -52,19 +54,19 @@ __device__ __forceinline__ const Lengths* known_lengths(const SharedStorage<T>& 
   return shared.knows_lengths ? shared.seen : nullptr;
 }
 
-// What the block does next is looked up while the queries of the piece at hand are on their way, if it is not
-// known; by one thread.
+// What the block does next is looked up while the queries of the piece at hand are on their way; by one thread.
 template <class T>
 __device__ __forceinline__ void look_ahead(SharedStorage<T>& shared, const DecodeArgs& args,
-                                           const Progress& progress) {
+                                           const Progress& progress, bool guessed) {
   if (threadIdx.x != T::kThreads - 32) return;
   Progress& now = shared.progress;
   now = progress;
   Piece& next = shared.pieces[now.slot ^ 1];
-  bool& found = shared.has_piece[now.slot ^ 1];
-  if (!now.is_first)
-    found = shared.division.next(args, known_lengths(shared), args.params.fault, next);
-  now.follows = T::kFollows && found && next.slabs() >= kShortPiece;
+  int32_t* const fault = guessed ? &shared.ignored_fault : args.params.fault;
+  const bool found = shared.division.next(args, known_lengths(shared), fault, next);
+  shared.has_piece[now.slot ^ 1] = found;
+  now.follows =
+      T::kFollows && found && min_i32(next.last, next.pair.slabs) - next.first >= kShortPiece;
 }
 
 // One piece, up to the point where the block's warps have left their parts in shared memory.
@@ -95,14 +97,14 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     }
     wait_for_prerequisites();
   }
-  // Before the keys: behind them, the answers would come last. (Read where nothing was guessed, too: a branch would
-  // keep more in registers.)
+  // Before the keys: behind them, the answers would come last.
+  // (Where nothing was guessed, too: a branch would keep more in registers.)
   const int32_t looks_at = seen_by_thread(args);
   const Lengths lengths(params, looks_at);
   const SlabWalk::FirstPages again = guessed ? ring.read_pages(&shared.ignored_page_fault) : pages;
   if (!asked) queries.ask(shared, args, piece.pair, rows, buffer);
   ring.fill();
-  look_ahead(shared, args, progress);
+  look_ahead(shared, args, progress, guessed);
   queries.arrived();
   const bool right = !guessed || (again == pages && lengths == shared.seen[looks_at]);
   // One verdict for the block.
@@ -134,7 +136,6 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   const auto was_last = [&] {
     if (triggers_late<T>(args)) make_room(shared, args);
   };
-  if (walk.next >= walk.end) was_last();
   const Math math(threadIdx.x % 32 + threadIdx.x / (32 * kKeyWarps) * 32);
   SoftmaxState state[Math::kRows];
   float o[Math::kRows][Math::kCols] = {};
@@ -171,7 +172,7 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
   for (int i = 0; i < Math::kRows; ++i) {
     const int r = math.row(i);
     if (r >= shared.progress.rows.rows) continue;
-    WarpPart<T>& part = part_of(shared, key_warp, r / T::kWarpRows);
+    WarpPart<T>& part = part_of(shared, args, key_warp, r / T::kWarpRows);
 #pragma unroll
     for (int j = 0; j < Math::kCols; j += Math::kColsTogether) {
       float* const to = part.at(r % T::kWarpRows, math.first_col() + Math::col_step(j));
@@ -213,7 +214,7 @@ __device__ __forceinline__ void merge_warps(SharedStorage<T>& shared, const Deco
     for (int warp = 0; warp < kKeyWarps; ++warp)
       add_scaled(o,
                  *reinterpret_cast<const float4*>(
-                     part_of(shared, warp, r / T::kWarpRows).at(r % T::kWarpRows, col)),
+                     part_of(shared, args, warp, r / T::kWarpRows).at(r % T::kWarpRows, col)),
                  factors[warp]);
     if (pair.parts == 1) {
       pair.out.template place<typename T::Element>(args, r, col)
@@ -253,7 +254,7 @@ __device__ __forceinline__ void init_shared(SharedStorage<T>& shared, const Deco
   }
   if constexpr (T::kTma) {
     const int lane = threadIdx.x % 32;
-    if (threadIdx.x < 32 * kKeyWarps && lane < T::kStages)
+    if (threadIdx.x < 32 * kKeyWarps && lane < kMaxStages)
       barrier_init(shared.full[threadIdx.x / 32][lane], TmaRing<T>::kArrivals);
     barrier_init_fence();
   }
@@ -301,12 +302,7 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
       Division division(args, first_team, seen, fault);
       if (threadIdx.x == 0) {
         plan_to_linger(shared, args, division);
-        bool found = true;
-#pragma unroll 1
-        for (int i = 0; i < 2; ++i) {
-          found = found && division.next(args, seen, fault, shared.pieces[i]);
-          shared.has_piece[i] = found;
-        }
+        shared.has_piece[0] = division.next(args, seen, fault, shared.pieces[0]);
         shared.division = division;
       }
     }
@@ -318,21 +314,20 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
       held = false;
     }
     int slot = 0;
-    bool is_first = true, asked = false;
-    while (held && shared.has_piece[slot]) {
+    for (bool asked = false; held && shared.has_piece[slot];) {
       const Piece& piece = shared.pieces[slot];
       const int32_t kv_head = args.row_tiles == 1 ? x : x / args.row_tiles;
       const RowTile rows =
           RowTile{kv_head, (x - kv_head * args.row_tiles) * T::kRows, 0}.of(piece.pair, T::kRows);
-      held = attend<T>(
-          shared, args, ring, {rows, x, slot, num_pending, is_first, asked, false}, guessed, [&] {
+      held =
+          attend<T>(shared, args, ring, {rows, x, slot, num_pending, asked, false}, guessed, [&] {
             if (threadIdx.x != T::kThreads - 32) return;
             shared.pairs[num_pending] = SharedPair(
                 args, {piece.pair.sequence.q_start, kv_head, rows.first_row, max_i32(0, rows.rows)},
                 x, T::kHeadDim / kOctet, T::kThreads, piece.team - piece.before,
                 piece.before + piece.behind + 1, piece.before);
           });
-      guessed = is_first = false;
+      guessed = false;
       const Progress& progress = shared.progress;
       x = progress.x;
       slot = progress.slot;

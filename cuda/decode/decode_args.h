@@ -15,8 +15,10 @@ namespace flash_gqa::cuda::decode {
 constexpr int kKeyWarps = 4;   // that share the keys of a block
 constexpr int kSlabKeys = 16;  // of one step of a warp: the depth of one mma.sync
 constexpr int kMostTeamsPerBlock = 2;
-
-constexpr int kShortPiece = 16;    // slabs: one of fewer is not asked for while another is at hand
+constexpr int kMaxStages = 8;  // slabs of a warp on their way at a time
+constexpr int kMinStages = 2;
+constexpr int kShortPiece =
+    16;  // slabs from its first to its last: a shorter one is not asked for ahead
 constexpr int kMostGuessed = 128;  // sequences of a batch whose lengths are guessed
 
 struct DecodeArgs {
@@ -37,7 +39,7 @@ struct DecodeArgs {
   // Whose parts a block plays one after the other. All blocks of a launch, teams / teams_per_block *
   // team_blocks, can be resident together.
   int32_t teams_per_block;
-
+  int32_t stages;     // of each ring, where the copy engine fills it
   int32_t boxes;      // by which it fills the keys of a slab: each 64 columns, or all
   int32_t page_mask;  // page_size - 1; -1 where keys are dense
   KvMaps maps;
@@ -56,9 +58,9 @@ struct DecodeVariant {
   int32_t head_dim;
   int32_t rows;  // of a tile
   int32_t blocks_per_sm;
-
+  int32_t stages;  // of each ring; fewer, but at least kMinStages, where memory is short
   bool plays_two;  // whether a block may play the parts of two teams
-  size_t (*smem)(bool copy_engine);
+  size_t (*smem)(int stages, bool copy_engine);
   const char* name;
   cudaError_t (*launch)(const DecodeArgs& args, cudaStream_t stream);
 };

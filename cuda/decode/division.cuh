@@ -64,10 +64,6 @@ struct Piece {
   int32_t team;
   int32_t before;  // teams with other keys of the sequence, in front of this one
   int32_t behind;  // and behind it
-
-  __device__ int32_t slabs() const {
-    return (min_i32(last, pair.slabs) - first) / stride * kKeyWarps;
-  }
 };
 
 struct Division {

@@ -26,8 +26,8 @@ struct Kernel {
   using T = Traits<Element, kHeadDim, kRows, kFiller>;
   static constexpr auto kCode = attention_decode_kernel<Element, kHeadDim, kRows, kSmallPages>;
 
-  static size_t smem(bool copy_engine) {
-    if (kRows != 16 || copy_engine) return SharedStorage<T>::bytes();
+  static size_t smem(int stages, bool copy_engine) {
+    if (kRows != 16 || copy_engine) return SharedStorage<T>::bytes(stages);
     return sizeof(SharedStorage<Traits<Element, kHeadDim, 16, Filler::kOlderCards>>);
   }
 
@@ -36,7 +36,7 @@ struct Kernel {
 
   static cudaError_t launch(const DecodeArgs& args, cudaStream_t stream) {
     const bool copy_engine = has_copy_engine();
-    const size_t bytes = smem(copy_engine);
+    const size_t bytes = smem(args.stages, copy_engine);
     const cudaError_t status = cudaFuncSetAttribute(
         kCode, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
     if (status != cudaSuccess) return status;
@@ -51,7 +51,7 @@ struct Kernel {
   }
 
   static constexpr DecodeVariant variant(const char* name) {
-    return {kHeadDim, T::kRows, T::kBlocksPerSm, T::kPlaysTwo, smem, name, launch};
+    return {kHeadDim, T::kRows, T::kBlocksPerSm, T::kStages, T::kPlaysTwo, smem, name, launch};
   }
 };
 

@@ -20,7 +20,7 @@ class TmaRing {
 
   __device__ TmaRing(SharedStorage<T>& shared, const DecodeArgs& decode_args)
       : args(decode_args),
-        slabs(shared.ring + key_warp() * kStages),
+        slabs(shared.ring + key_warp() * decode_args.stages),
         full(shared.full[key_warp()]),
         bad(shared.bad[key_warp()]),
         leads(threadIdx.x < 32 * kKeyWarps) {}
@@ -35,10 +35,8 @@ class TmaRing {
     kv_head = head;
     tile_row = first_row;
     walk = walk_of(piece);
-    if constexpr (T::kSmallPages) {
-      at_hand = &piece;
-      return {};
-    }
+    at_hand = &piece;
+    if constexpr (T::kSmallPages) return {};
     const SlabWalk::FirstPages pages = walk.read_pages(args, fault);
     walk.start_with(pages);
     return pages;
@@ -46,8 +44,10 @@ class TmaRing {
   __device__ SlabWalk::FirstPages read_pages(int32_t* fault) const {
     return walk.read_pages(args, fault);
   }
-  // Whether fill() asks for all keys of a piece.
-  __device__ bool asks_at_once() const { return walk.end <= walk.begin + kStages * walk.stride; }
+  // Whether fill() asks for all keys of the piece.
+  __device__ bool asks_at_once() const {
+    return walk.end <= walk.begin + args.stages * walk.stride;
+  }
 
   // Lets the L2 fetch the first slab. All writes meet there, so that this may be done before the launches
   // in front are done: what is read behind them is right in any case.
@@ -64,7 +64,7 @@ class TmaRing {
   __device__ __forceinline__ void fill() {
     int at = T::kFollows ? free_stage : stage;
 #pragma unroll 1
-    while (walk.next < walk.end && walk.next < walk.begin + kStages * walk.stride) {
+    while (walk.next < walk.end && walk.next < walk.begin + args.stages * walk.stride) {
       ask_slab(at);
       at = behind(at);
     }
@@ -138,12 +138,10 @@ class TmaRing {
   __device__ void drain() const {}
 
  private:
-  static constexpr int kStages = T::kStages;
-
   const DecodeArgs& args;
-  Slab<T>* const slabs;  // [kStages]
-  Barrier* const full;   // [kStages]
-  uint32_t* const bad;   // [kStages]
+  Slab<T>* const slabs;  // [stages]
+  Barrier* const full;   // [stages]
+  uint32_t* const bad;   // [stages]
   SlabWalk walk;
   const bool leads;
   int32_t kv_head = 0;
@@ -151,13 +149,13 @@ class TmaRing {
   int stage = 0;                    // of the slab at hand
   int free_stage = 0;               // of the next one to be asked for, if that is not the same
   uint32_t parities = 0;            // bit i: which completion of full[i] comes next
-  const Piece* at_hand = nullptr;   // for small pages alone
+  const Piece* at_hand = nullptr;   // needed for small pages
   const Piece* follower = nullptr;  // null: not known, or asked for
   SlabWalk::FirstPages follower_pages{};
   bool followed = false;
 
   __device__ static int key_warp() { return threadIdx.x / 32 % kKeyWarps; }
-  __device__ static int behind(int at) { return at + 1 == kStages ? 0 : at + 1; }
+  __device__ int behind(int at) const { return at + 1 == args.stages ? 0 : at + 1; }
 
   __device__ SlabWalk walk_of(const Piece& piece) const {
     return SlabWalk(args, piece, tile_row, key_warp());

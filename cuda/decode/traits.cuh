@@ -60,16 +60,15 @@ struct Slab {
 };
 
 // What a warp leaves of its rows for the block to merge. 32-byte units are permuted by the row, so that neither
-// side meets bank conflicts: rows that are stored together follow each other, or, of 8, every second does.
+// side meets bank conflicts (of 8 rows, those that are stored together meet in pairs).
 template <class T>
 struct WarpPart {
   static constexpr int kPermuted = T::kHeadDim % 64 == 0 ? 8 : 4;
-  static constexpr int kRowStep = T::kWarpRows == 8 ? 2 : 1;
 
   alignas(16) float data[T::kWarpRows * T::kHeadDim];
 
   __device__ __forceinline__ float* at(int r, int col) {
-    return data + r * T::kHeadDim + (col / 8 ^ r / kRowStep % kPermuted) * 8 + col % 8;
+    return data + r * T::kHeadDim + (col / 8 ^ r % kPermuted) * 8 + col % 8;
   }
 };
 
@@ -90,9 +89,8 @@ struct Progress {
   int32_t x;     // of the column of rows
   int32_t slot;  // of the piece
   int32_t num_pending;
-  bool is_first;  // of a column: the next piece is known already
-  bool asked;     // its queries, and perhaps its first keys, while it was the next one
-  bool follows;   // the next one is asked for while this one is worked on
+  bool asked;    // its queries, and perhaps its first keys, while it was the next one
+  bool follows;  // the next one is asked for while this one is worked on
 };
 
 // Whether a block that is done stays until all have let the next launch in (linger.cuh).
@@ -104,8 +102,8 @@ struct SharedStorage {
   SwizzledTile<typename T::Element, T::kTma ? T::kRows : 1, T::kHeadDim>
       queries[T::kFollows ? 2 : 1];
   SoftmaxState state[kKeyWarps][T::kRows];
-  Barrier full[kKeyWarps][T::kStages];  // slabs that the copy engine has filled
-  uint32_t bad[kKeyWarps][T::kStages];  // keys of a slab whose page id is invalid, one bit each
+  Barrier full[kKeyWarps][kMaxStages];  // slabs that the copy engine has filled
+  uint32_t bad[kKeyWarps][kMaxStages];  // keys of a slab whose page id is invalid, one bit each
   // The pair that each of the block's teams begins with, the one that it ends with, and the one at hand.
   SharedPair pairs[2 * kMostTeamsPerBlock + 1];
   Lengths seen[T::kTma ? kMostGuessed : 1];  // written by a thread for each sequence
@@ -119,10 +117,12 @@ struct SharedStorage {
   int32_t ignored_fault;       // in lengths, reported once they are confirmed
   int32_t ignored_page_fault;  // in page ids, which are looked at again
   std::conditional_t<T::kFollows, WarpPart<T>[kKeyWarps], char> parts;
-  Slab<T> ring[kKeyWarps * T::kStages];
+  Slab<T> ring[kKeyWarps * T::kStages];  // fewer stages where memory is short
 
-  static constexpr size_t bytes() {
-    return sizeof(SharedStorage) > T::kLeastSmem ? sizeof(SharedStorage) : T::kLeastSmem;
+  static constexpr size_t bytes(int stages) {
+    const size_t needed =
+        sizeof(SharedStorage) - kKeyWarps * (T::kStages - stages) * sizeof(Slab<T>);
+    return needed > T::kLeastSmem ? needed : T::kLeastSmem;
   }
 };
 
