@@ -2,7 +2,7 @@
 // the one before it still runs. Nothing else changes: the kernel begins with begin_dependent(), before it touches any
 // memory, and so sees all that the kernels before it wrote. Each of them has waited likewise, so "before" reaches back
 // to the beginning of the stream. Only decode/ and sm90/ do something before they wait: they read lengths and page
-// ids, which they read again behind it.
+// ids, which they read again behind it, and decode/ prefetches keys into the L2.
 #pragma once
 
 #include <cuda_runtime.h>

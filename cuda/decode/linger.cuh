@@ -1,7 +1,7 @@
 // Why a block that is done stays for a while: so that the next launch is spread evenly.
 //
-// Where each block has a multiprocessor to itself, those of the next launch take their places beside them,
-// once every block has let them in: when it has asked for its last keys, or the last of its first piece.
+// Where each block has a multiprocessor to itself, and plays one team, those of the next launch take their places
+// beside them, once every block has let them in: when it has asked for its last keys, or those of its first piece.
 // A multiprocessor whose block has ended by then has room for two, and takes two. It does not remain a
 // matter of a few: an H100's multiprocessors hang on two sides. The side that has fewer blocks of a launch
 // serves them faster, ends early, and is given more of the next launch, whose slower side it then is. With
