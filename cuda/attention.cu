@@ -136,9 +136,24 @@ bool fits(const decode::DecodeVariant& variant, const DeviceTraits& device) {
 int32_t decode_rows(const AttentionParams& params, const DeviceTraits& device,
                     const decode::DecodeFamily* family) {
   if (family == nullptr || params.fixed_split > 0 || device.merge_places == nullptr) return 0;
-  const bool wide = device.sm >= 90 && device.copy_engine && fits(family->wide(), device);
-  if (!wide && !fits(family->narrow(), device)) return 0;
-  return 2 * (wide ? family->wide() : family->narrow()).rows;
+  const decode::DecodeVariant& narrow = family->tiles[decode::kRows16];
+  const decode::DecodeVariant& wide = family->tiles[decode::kRows32];
+  if (device.sm >= 90 && device.copy_engine && fits(wide, device)) return 2 * wide.rows;
+  return fits(narrow, device) ? 2 * narrow.rows : 0;
+}
+
+// The tile for sequences of up to `rows` rows, of which decode/ takes up to max_rows. Few heads are ready sooner in
+// two tiles of 16 rows; many read their keys once in one of 32.
+decode::TileRows choose_tile(const AttentionParams& params, const DeviceTraits& device,
+                             const decode::DecodeFamily& family, int32_t max_rows, int32_t rows) {
+  const decode::DecodeVariant& eight = family.tiles[decode::kRows8];
+  if (device.copy_engine && rows <= eight.rows && fits(eight, device)) return decode::kRows8;
+  const decode::DecodeVariant& narrow = family.tiles[decode::kRows16];
+  if (max_rows <= 2 * narrow.rows) return decode::kRows16;  // there is no other
+  if (!fits(narrow, device)) return decode::kRows32;
+  const int64_t heads = static_cast<int64_t>(params.batch.batch_size) * params.num_kv_heads;
+  const bool few_heads = rows <= 2 * narrow.rows && heads < kManyHeads;
+  return rows <= narrow.rows || few_heads ? decode::kRows16 : decode::kRows32;
 }
 
 // Known where keys are dense: their number. (A bound on lengths says nothing about those of a captured step.)
@@ -151,17 +166,9 @@ bool has_long_keys(const AttentionParams& params, int32_t team_blocks) {
 
 void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& device,
                  const decode::DecodeFamily& family, int32_t max_rows, int32_t rows) {
-  // Few heads are ready sooner in two narrow tiles; many read their keys once in a wide one.
-  const int64_t heads = static_cast<int64_t>(params.batch.batch_size) * params.num_kv_heads;
-  const int32_t narrow = family.narrow().rows;
-  const bool narrow_fits = fits(family.narrow(), device);
-  const bool few_heads = narrow_fits && rows <= 2 * narrow && heads < kManyHeads;
-  const bool wide = (rows > narrow || !narrow_fits) && max_rows > 2 * narrow && !few_heads;
-  const bool eight =
-      device.copy_engine && rows <= family.tiles[0].rows && fits(family.tiles[0], device);
-  const int size = eight ? 0 : wide ? 2 : 1;
   // Keys in small pages are divided as others: all but the kernel depends on the tile alone.
-  const decode::DecodeVariant& variant = family.tiles[size];
+  const decode::TileRows tile = choose_tile(params, device, family, max_rows, rows);
+  const decode::DecodeVariant& variant = family.tiles[tile];
   decode::DecodeArgs& args = plan.decode_args;
   args = decode::DecodeArgs{};
   args.params = params;
@@ -171,7 +178,7 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   args.page_mask = params.kv.page_table != nullptr ? params.kv.page_size - 1 : -1;
   args.rows = min_i32(rows, variant.rows);
   args.row_tiles = ceil_div(rows, variant.rows);
-  plan.decode = device.copy_engine && args.small_pages() ? &family.small_pages[size] : &variant;
+  plan.decode = device.copy_engine && args.small_pages() ? &family.small_pages[tile] : &variant;
   args.stages = variant.stages;
   const auto smem = [&] { return variant.smem(args.stages, device.copy_engine); };
   while (args.stages > decode::kMinStages && smem() > device.max_smem) --args.stages;
@@ -205,7 +212,7 @@ void plan_decode(Plan& plan, const AttentionParams& params, const DeviceTraits& 
   if (args.team_blocks < columns) args.teams = args.teams_per_block = 1;
   // linger.cuh. The rule of triggers_late(): where there are many rows, the next launch takes its places at
   // once, when every multiprocessor has one.
-  const bool late = device.copy_engine && size < 2 && args.row_tiles == 1;
+  const bool late = device.copy_engine && tile != decode::kRows32 && args.row_tiles == 1;
   if (lone && per_sm > 1 && late && args.teams < kManyParts * params.batch.batch_size &&
       device.counters != nullptr)
     args.triggered = reinterpret_cast<uint32_t*>(device.counters + kDecodeCounter);

@@ -97,8 +97,8 @@ __device__ __forceinline__ bool attend(SharedStorage<T>& shared, const DecodeArg
     }
     wait_for_prerequisites();
   }
-  // Before the keys: behind them, the answers would come last.
-  // (Where nothing was guessed, too: a branch would keep more in registers.)
+  // Before the keys: behind them, the answers would come last. Lengths are read where nothing was guessed, too: a
+  // branch around them would spill tiles of 32 rows.
   const int32_t looks_at = seen_by_thread(args);
   const Lengths lengths(params, looks_at);
   const SlabWalk::FirstPages again = guessed ? ring.read_pages(&shared.ignored_page_fault) : pages;
@@ -314,7 +314,8 @@ __device__ void decode(SharedStorage<T>& shared, const DecodeArgs& args) {
       held = false;
     }
     int slot = 0;
-    for (bool asked = false; held && shared.has_piece[slot];) {
+    bool asked = false;
+    while (held && shared.has_piece[slot]) {
       const Piece& piece = shared.pieces[slot];
       const int32_t kv_head = args.row_tiles == 1 ? x : x / args.row_tiles;
       const RowTile rows =

@@ -17,8 +17,8 @@ constexpr int kSlabKeys = 16;  // of one step of a warp: the depth of one mma.sy
 constexpr int kMostTeamsPerBlock = 2;
 constexpr int kMaxStages = 8;  // slabs of a warp on their way at a time
 constexpr int kMinStages = 2;
-constexpr int kShortPiece =
-    16;  // slabs from its first to its last: a shorter one is not asked for ahead
+// A piece of fewer slabs, from its first to its last, is not asked for ahead.
+constexpr int kShortPiece = 16;
 constexpr int kMostGuessed = 128;  // sequences of a batch whose lengths are guessed
 
 struct DecodeArgs {
@@ -66,15 +66,15 @@ struct DecodeVariant {
 };
 
 // Tiles of 8, 16 and 32 rows; on older cards of 16 alone. A second tile of 16 would read the keys from the L2
-// once more. Where there is a copy engine, pages smaller than a slab, which are no box, take kernels of
-// their own, which divide their keys as the others do.
-struct DecodeFamily {
-  DecodeVariant tiles[3];  // by their rows
-  DecodeVariant small_pages[3];
-  bool (*has_copy_engine)();  // on the current device
+// once more.
+enum TileRows { kRows8, kRows16, kRows32, kNumTileRows };
 
-  const DecodeVariant& narrow() const { return tiles[1]; }
-  const DecodeVariant& wide() const { return tiles[2]; }
+// Where there is a copy engine, pages smaller than a slab, which are no box, take kernels of their own, which
+// divide their keys as the others do.
+struct DecodeFamily {
+  DecodeVariant tiles[kNumTileRows];
+  DecodeVariant small_pages[kNumTileRows];
+  bool (*has_copy_engine)();  // on the current device
 };
 
 // Defined by the generated instances.

@@ -6,7 +6,7 @@
 namespace flash_gqa::cuda::decode {
 
 // The queries of a row tile. With the copy engine they come through shared memory, a chunk by each
-// thread, and stay there, or in the registers of their warps as operand A of every product with its
+// thread, and stay there, or in the registers of their warps as an operand of every product with its
 // keys; without it, shared memory is the keys' alone. Columns that do not exist are zeros; rows that
 // do not exist repeat the last.
 template <class T>

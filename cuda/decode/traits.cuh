@@ -28,6 +28,7 @@ struct Traits {
   static constexpr int kRowGroups = kRows > 16 ? kRows / 16 : 1;
   static constexpr int kWarpRows = kRows / kRowGroups;
   static constexpr int kThreads = 32 * kKeyWarps * kRowGroups;
+  // The copy engine's rings and tiles, whoever fills them.
   static constexpr bool kTma = kFiller != Filler::kOlderCards;
   static constexpr bool kSmallPages = kFiller == Filler::kSmallPages;
   // Two blocks of 256 threads have 128 registers a thread.
@@ -89,8 +90,8 @@ struct Progress {
   int32_t x;     // of the column of rows
   int32_t slot;  // of the piece
   int32_t num_pending;
-  bool asked;    // its queries, and perhaps its first keys, while it was the next one
-  bool follows;  // the next one is asked for while this one is worked on
+  bool asked;    // for its queries, and perhaps its first keys, while it was the next one
+  bool follows;  // the next one: it is asked for while this one is worked on
 };
 
 // Whether a block that is done stays until all have let the next launch in (linger.cuh).
@@ -98,7 +99,7 @@ enum Linger : int32_t { kNoLingering, kWillCount, kCounted };
 
 template <class T>
 struct SharedStorage {
-  // Of the piece at hand, and of the next one.
+  // Of the piece at hand, and, where it is asked for ahead, of the next one.
   SwizzledTile<typename T::Element, T::kTma ? T::kRows : 1, T::kHeadDim>
       queries[T::kFollows ? 2 : 1];
   SoftmaxState state[kKeyWarps][T::kRows];

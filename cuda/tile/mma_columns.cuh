@@ -35,6 +35,7 @@ struct MmaColumns {
   __device__ static float exp2(float x) { return ptx::exp2_approx(x); }
   __device__ static float tanh(float x) { return tanh_approx(x); }
 
+  // s += q k^T, with q in registers as operand B, and k [16, kHeadDim].
   template <class KTile>
   __device__ void multiply_qk(float (&s)[kRows][kKeys], const uint32_t (&q)[kHeadDim / 16][2],
                               const KTile& k) const {
@@ -55,6 +56,8 @@ struct MmaColumns {
     s[1][1] += other[3];
   }
 
+  // o += p v. Keys are the rows of p^T as the first product leaves it, and the depth of the second: hence the
+  // transposition.
   template <class VTile>
   __device__ void multiply_pv(float (&o)[kRows][kCols], const float (&p)[kRows][kKeys],
                               const VTile& v, Scratch&) const {
